@@ -1,0 +1,245 @@
+"""
+The trust-region problem of Constrained Policy Optimization, for any number of constraints.
+
+    max_x  g.x   subject to   c + B x <= 0   and   x.H x <= D = 2 delta
+
+Its dual has one unknown for the trust region and one for each constraint, whatever the size of x. So this file sees
+x, g, B and H only through the inner products q = g.H^-1 g, r = B H^-1 g and S = B H^-1 B', and answers in coefficients.
+
+Paper: Achiam et al. 2017, https://arxiv.org/abs/1705.10528, equations 11-14, whose convention (maximise) holds here;
+Theorem 2 in its appendix minimises, so r has the other sign there.
+Equation 12 prints lam * delta / 2; it must be lam * delta for equations 11, 13 and 14 to agree.
+"""
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+MAX_CONSTRAINTS = 10  # 2^10 active sets take some 50 ms
+# Slack in the optimality conditions, in units of the trust region's radius
+TOLERANCE = 1e-9
+# Below this share of |g|^2, what the constraints leave of g is rounding: scaled up to the trust region it would miss
+# its radius by machine epsilon / 1e-9, and we promise 1e-6
+MIN_GRADIENT_LEFT = 1e-9
+# Smallest eigenvalue that the matrix of cosines between the constraints may have (nearly parallel rows)
+RIDGE = 1e-8
+# 1 / rho: how soft constraints become that cannot be satisfied together
+SOFTNESS = 1e-4
+# A row vanishes when the whole trust region moves its cost by less than this share of the violation
+VANISHING = 1e-8
+
+
+class Dual(NamedTuple):
+    """The optimal step ``x = g_coef H^-1 g - b_coef . H^-1 B`` and its multipliers, ``g = lam H x + B' nu``."""
+
+    lam: float  # multiplier of the trust region; 0 where the constraints alone determine the step
+    nu: np.ndarray  # multipliers of the constraints, (n_costs,)
+    g_coef: float  # 1 / lam where lam > 0
+    b_coef: np.ndarray  # nu / lam where lam > 0, (n_costs,)
+
+
+class _Constraints(NamedTuple):
+    """The rows that do not vanish, scaled so that every row and the trust region have unit size in the norm of H."""
+
+    rows: np.ndarray  # which rows these are, (n_rows,)
+    norms: np.ndarray  # sqrt(S_ii)
+    c: np.ndarray  # violation: signed distance of x = 0 to the plane, in radii of the trust region
+    gram: np.ndarray  # inner products of the rows as they were given
+    C: np.ndarray  # the same, positive definite
+    ridge: float  # what was added to the diagonal for that
+
+
+def solve_dual(q: float, r: np.ndarray, S: np.ndarray, c: np.ndarray, delta: float) -> Dual | None:
+    """
+    Solve ``max g.x`` subject to ``c + B x <= 0`` and ``x.H x <= 2 delta`` (equations 11 and 12 of the paper).
+
+    The step lies in the trust region whatever the (finite) input. It satisfies the linearised constraints to 1e-9 of what
+    the trust region can change them by, nearly parallel ones (angle below 1e-4) to 1e-4 of it.
+
+    Where ``D = c.S^-1 c`` a single point is feasible and lam has no upper bound: the one returned is large.
+
+    :param q: g.H^-1 g; zero means no reward gradient, the step is then the shortest that satisfies the constraints
+    :param r: B H^-1 g, (n_costs,)
+    :param S: B H^-1 B', (n_costs, n_costs)
+    :param c: Violation of each constraint at x = 0 (> 0: exceeded), (n_costs,)
+    :param delta: Bound on the KL divergence, ``target_kl``
+    :return: None if no point of the trust region satisfies the constraints; a row that vanishes with c > 0 is such a case
+    :raises ValueError: if an argument is not finite, has the wrong shape, or if there are more than 10 constraints
+    """
+    S, c, delta = _check_constraints(S, c, delta)
+    q, r = float(_check_array("q", q, ())), _check_array("r", r, c.shape)
+    if np.any(is_row_vanishing(S, c, delta) & (c > 0)):
+        return None
+    constraints = _scale(S, c, delta)
+
+    # Feasibility first: the shortest step that satisfies every constraint is x0 = -H^-1 B' nu0
+    nu0 = _nonnegative_qp(constraints.C, constraints.c)
+    if constraints.c @ nu0 > 1 + TOLERANCE:
+        return None
+
+    if q >= np.finfo(float).tiny:
+        g_norm = np.sqrt(q)
+        with np.errstate(over="ignore"):
+            r = r[constraints.rows] / constraints.norms / g_norm
+        g_coef, b_coef, nu = _best_active_set(constraints, np.clip(r, -1, 1), nu0)
+    else:
+        g_norm, r, g_coef, b_coef, nu = 0.0, np.zeros_like(nu0), 0.0, nu0, np.zeros_like(nu0)
+
+    # Only rounding, or q, r and S that belong to no g, B and H, can have brought the step out of the trust region
+    with np.errstate(over="ignore", invalid="ignore"):
+        fraction = _fraction_inside(g_coef**2 - 2 * g_coef * (b_coef @ r) + b_coef @ constraints.gram @ b_coef)
+    g_coef, b_coef = fraction * g_coef, fraction * b_coef
+    lam, nu = (1 / g_coef, b_coef / g_coef) if g_coef > 0 else (0.0, nu)
+
+    radius = np.sqrt(2 * delta)
+    return Dual(
+        lam=float(lam * g_norm / radius),
+        nu=_unscale(constraints, g_norm * nu, c.shape),
+        g_coef=float(g_coef * radius / g_norm) if g_coef > 0 else 0.0,
+        b_coef=_unscale(constraints, radius * b_coef, c.shape),
+    )
+
+
+def recovery_coefficients(S: np.ndarray, c: np.ndarray, delta: float) -> np.ndarray:
+    """
+    Solve ``min x.H x`` subject to ``c + B x <= 0``, shortened to ``x.H x <= 2 delta``: ``x = -mu H^-1 B`` (equation 14).
+
+    Every violated constraint falls in proportion, and for one constraint x is the paper's ``-sqrt(2 delta / s) H^-1 b``.
+    If they contradict each other, or so nearly that x would hardly lower any, violations (as distances to the planes) are
+    minimised in the least-squares sense; if the largest rose by that, it alone is minimised.
+
+    :param S: B H^-1 B', (n_costs, n_costs)
+    :param c: Violation of each constraint at x = 0 (> 0: exceeded), (n_costs,)
+    :param delta: Bound on the KL divergence, ``target_kl``
+    :return: mu, (n_costs,), nonnegative; zero for rows that vanish
+    :raises ValueError: if an argument is not finite, has the wrong shape, or if there are more than 10 constraints
+    """
+    S, c, delta = _check_constraints(S, c, delta)
+    constraints = _scale(S, c, delta)
+    worst = constraints.c.max(initial=0)
+    if worst == 0:
+        return np.zeros_like(c)
+    # Softer constraints until the largest violation falls by this share of the length of the step
+    softer = ((0.0, 1e-3), (SOFTNESS * np.eye(len(constraints.c)), -TOLERANCE), (SOFTNESS, -np.inf))
+    for softness, least_fall in softer:
+        nu = worst * _nonnegative_qp(constraints.C + softness, constraints.c / worst)
+        with np.errstate(over="ignore", invalid="ignore"):
+            nu *= _fraction_inside(nu @ constraints.gram @ nu)
+        length = np.sqrt(nu @ constraints.C @ nu)
+        if worst - np.max(constraints.c - constraints.C @ nu) >= least_fall * length:
+            break
+    return _unscale(constraints, np.sqrt(2 * delta) * nu, c.shape)
+
+
+def is_row_vanishing(S: np.ndarray, c: np.ndarray, delta: float) -> np.ndarray:
+    """
+    Whether ``b_i ~ 0``: the trust region ``x.H x <= 2 delta`` cannot change cost i by 1e-8 of its violation.
+
+    Nothing local reduces such a cost: with c > 0 the problem is infeasible, and recovery lowers the other costs.
+
+    :return: booleans, (n_costs,)
+    """
+    norms = np.sqrt(np.maximum(np.diagonal(S), 0))
+    return (norms**2 < np.finfo(float).tiny) | (norms * np.sqrt(2 * delta) <= VANISHING * np.abs(c))
+
+
+def _best_active_set(constraints: _Constraints, r: np.ndarray, nu0: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """
+    Solve ``max g.x`` subject to ``c + B x <= 0`` and ``x.H x <= 1``, where g and the rows of B have unit norm.
+
+    :return: g_coef, b_coef, and nu where g_coef = 0 (elsewhere it is b_coef / g_coef)
+    """
+    c, C = constraints.c, constraints.C
+    best_value = -r @ nu0
+    best: tuple[float, np.ndarray, np.ndarray] = (0.0, nu0, np.zeros_like(c))
+    for K in _subsets(len(c)):
+        at_planes, along_gradient = np.linalg.solve(C[np.ix_(K, K)], np.stack([c[K], r[K]], axis=1)).T
+        radius_left = 1 - c[K] @ at_planes  # denominator of lam^2
+        gradient_left = 1 - r[K] @ along_gradient  # its numerator
+        if radius_left < -TOLERANCE:
+            continue
+        b_coef, nu = np.zeros((2, len(c)))
+        norm_squared = along_gradient @ along_gradient
+        is_spanned = gradient_left - constraints.ridge * norm_squared <= MIN_GRADIENT_LEFT * (1 + norm_squared)
+        # The radius that is left may be zero; lam stays finite all the same
+        g_coef = 0.0 if is_spanned else float(np.sqrt(max(radius_left, 1e-20) / gradient_left))
+        b_coef[K] = at_planes + g_coef * along_gradient
+        nu[K] = along_gradient if is_spanned else b_coef[K]
+        if np.any(c + g_coef * r - C @ b_coef > TOLERANCE):
+            continue
+        # The problem is convex: the first point that satisfies the optimality conditions is the answer
+        if np.all(nu >= -TOLERANCE * (1 + abs(nu).max(initial=0))):
+            return g_coef, b_coef if is_spanned else np.maximum(b_coef, 0), np.maximum(nu, 0)
+        # Where rounding lets no point pass, it is the best one that satisfies the constraints; x0 always does
+        if g_coef - r @ b_coef > best_value:
+            best_value, best = g_coef - r @ b_coef, (g_coef, b_coef, np.maximum(nu, 0))
+    return best
+
+
+def _subsets(n: int) -> Iterator[list[int]]:
+    """Every subset of range(n), smallest first."""
+    for size in range(n + 1):
+        yield from map(list, combinations(range(n), size))
+
+
+def _nonnegative_qp(C: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """
+    Solve ``max c.nu - nu.C nu / 2`` subject to ``nu >= 0``, C positive definite.
+
+    A stationary point on a face that is nonnegative is feasible with value c.nu / 2, and the solution is one of them.
+    """
+    best = np.zeros_like(c)
+    if np.all(c <= 0):
+        return best
+    for K in _subsets(len(c)):
+        nu = np.zeros_like(c)
+        nu[K] = np.linalg.solve(C[np.ix_(K, K)], c[K])
+        if np.all(nu >= 0) and c @ nu > c @ best:
+            best = nu
+    return best
+
+
+def _scale(S: np.ndarray, c: np.ndarray, delta: float) -> _Constraints:
+    rows = np.flatnonzero(~is_row_vanishing(S, c, delta))
+    norms = np.sqrt(np.diagonal(S)[rows])
+    with np.errstate(over="ignore"):
+        gram = S[np.ix_(rows, rows)] / norms / norms[:, None]
+    C = np.clip(gram, -1, 1)
+    ridge = max(0.0, RIDGE - np.linalg.eigvalsh(C).min(initial=1.0))
+    return _Constraints(rows, norms, c[rows] / norms / np.sqrt(2 * delta), gram, C + ridge * np.eye(len(rows)), ridge)
+
+
+def _unscale(constraints: _Constraints, coefficients: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    unscaled = np.zeros(shape)
+    unscaled[constraints.rows] = coefficients / constraints.norms
+    return unscaled
+
+
+def _fraction_inside(norm_squared: float) -> float:
+    """How much of a step of this length lies in the trust region, whose radius is 1; nothing where it overflows."""
+    if np.isfinite(norm_squared):
+        return 1 / np.sqrt(max(norm_squared, 1.0))
+    return 0.0
+
+
+def _check_constraints(S: np.ndarray, c: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray, float]:
+    n_costs = np.size(c)
+    if n_costs > MAX_CONSTRAINTS:
+        raise ValueError(f"at most {MAX_CONSTRAINTS} constraints can be solved for, got {n_costs}")
+    c = _check_array("c", c, (n_costs,))
+    S = _check_array("S", S, (n_costs, n_costs))
+    delta = float(_check_array("delta", delta, ()))
+    if delta <= 0:
+        raise ValueError(f"`delta` must be positive, got {delta}")
+    return (S + S.T) / 2, c, delta
+
+
+def _check_array(name: str, value: np.ndarray | float, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have shape {shape}, got {array.shape}: {value}")
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"`{name}` must be finite, got {value}")
+    return array
