@@ -1,0 +1,109 @@
+"""n copies of a robot, stepped together: physics on MuJoCo's native threads, the Point in numpy."""
+
+import mujoco
+import numpy as np
+from mujoco.batch import Batch
+
+from safe_envs import robots
+from safe_envs.robots import BAD_STATE_WARNINGS, MAX_STATE, RobotEnv, RobotState
+
+
+class PointSimulation:
+    """
+    Copies of a kinematic robot.
+
+    :param env: one of the copies; its robot, model and settings count for all
+    :param n_envs: number of copies
+    """
+
+    def __init__(self, env: RobotEnv, n_envs: int):
+        self.env = env
+        self.n_envs = n_envs
+        self.is_broken: np.ndarray | None = None
+        self.qpos = np.zeros((n_envs, env.model.nq))
+        self.qvel = np.zeros((n_envs, env.model.nv))
+        self._com_offset = env.com_offset.copy()
+        self._control_range = env.model.actuator_ctrlrange.copy()
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return robots.draw_start(rng, self.env.init_qpos, self.env.model.nv)
+
+    def start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> RobotState:
+        """Put some copies into a state; the result has one row for each of them."""
+        self.qpos[rows], self.qvel[rows] = qpos, qvel
+        action = np.zeros((len(rows), len(self._control_range)))
+        return robots.point_state(self.qpos[rows], self.qvel[rows], action, self._com_offset)
+
+    def step(self, actions: np.ndarray) -> RobotState:
+        action = robots.clip_action(actions, self.n_envs, len(self._control_range))
+        control = robots.to_control(action, self._control_range)
+        self.qpos, self.qvel = robots.move_point(self.qpos, control, self.env.position_limit)
+        return robots.point_state(self.qpos, self.qvel, action, self._com_offset)
+
+    def show(self, env: RobotEnv, row: int) -> None:
+        """Bring an environment to the state of one copy."""
+        env.set_state(self.qpos[row], self.qvel[row])
+
+
+class PhysicsSimulation:
+    """
+    Copies of a robot with physics; the arrays of a state are views that the next call overwrites.
+
+    :param env: one of the copies; its robot, model and settings count for all
+    :param n_envs: number of copies
+    :param n_threads: threads that step them, 0 for all cores
+    """
+
+    def __init__(self, env: RobotEnv, n_envs: int, n_threads: int = 0):
+        self.env = env
+        self.n_envs = n_envs
+        self.is_broken: np.ndarray | None = None
+        self.batch = Batch(env.model, n_envs, n_threads)
+        self.qpos, self.qvel, self._ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        self._sensordata = self.batch.bind("sensordata")
+        self._cfrc_ext = self.batch.bind("cfrc_ext") if env.robot.observes_contact_forces else None
+        # Contact forces follow from accelerations; else positions and velocities are all that anyone reads
+        stage = mujoco.mjtStage.mjSTAGE_VEL if self._cfrc_ext is None else mujoco.mjtStage.mjSTAGE_ACC
+        self.stage = stage.value
+        self._control_range = env.model.actuator_ctrlrange.copy()
+        first, last = min(map(int, BAD_STATE_WARNINGS)), max(map(int, BAD_STATE_WARNINGS))
+        self._n_bad_states = self.batch.warning[:, first : last + 1, 1]
+        self._none_broken = np.zeros(n_envs, dtype=bool)
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return robots.draw_start(rng, self.env.init_qpos, self.env.model.nv)
+
+    def start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> RobotState:
+        """Put some copies into a state; the result has one row for each of them."""
+        ids = rows.astype(np.int32)
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self.qpos[rows], self.qvel[rows] = qpos, qvel
+        self.batch.forward(ids, stage=self.stage)
+        action = np.zeros((len(rows), self.env.model.nu))
+        cfrc_ext = None if self._cfrc_ext is None else self._cfrc_ext[rows]
+        return robots.physics_state(
+            self.env.robot, self.qpos[rows], self.qvel[rows], self._sensordata[rows], cfrc_ext, action, self._none_broken[rows]
+        )
+
+    def step(self, actions: np.ndarray) -> RobotState:
+        action = robots.clip_action(actions, self.n_envs, len(self._control_range))
+        self._ctrl[:] = robots.to_control(action, self._control_range)
+        self.batch.step(stage=self.stage)
+        is_broken = self._find_broken()
+        self.is_broken = is_broken if is_broken is not self._none_broken else None
+        return robots.physics_state(self.env.robot, self.qpos, self.qvel, self._sensordata, self._cfrc_ext, action, is_broken)
+
+    def _find_broken(self) -> np.ndarray:
+        """Which copies MuJoCo had to reset, or would reset at the beginning of the next step; see RobotEnv.step."""
+        is_in_range = np.abs(self.qpos).max() <= MAX_STATE and np.abs(self.qvel).max() <= MAX_STATE
+        if is_in_range and not self._n_bad_states.any():
+            return self._none_broken
+        is_broken = self._n_bad_states.any(axis=1)
+        is_out_of_range = robots.is_out_of_range(self.qpos, self.qvel)
+        if is_out_of_range.any():
+            self.batch.reset(np.flatnonzero(is_out_of_range).astype(np.int32), stage=self.stage)
+        return is_broken | is_out_of_range
+
+    def show(self, env: RobotEnv, row: int) -> None:
+        """Bring an environment to the state of one copy."""
+        env.set_state(self.qpos[row], self.qvel[row])
