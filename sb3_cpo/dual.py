@@ -88,10 +88,9 @@ def solve_dual(q: float, r: np.ndarray, S: np.ndarray, c: np.ndarray, delta: flo
         g_norm, r, g_coef, b_coef, nu = 0.0, np.zeros_like(nu0), 0.0, nu0, np.zeros_like(nu0)
 
     # Only rounding, or q, r and S that belong to no g, B and H, can have brought the step out of the trust region
-    with np.errstate(over="ignore", invalid="ignore"):
-        fraction = _fraction_inside(g_coef**2 - 2 * g_coef * (b_coef @ r) + b_coef @ constraints.gram @ b_coef)
+    fraction = _fraction_inside(constraints.gram, b_coef, r, g_coef)
     g_coef, b_coef = fraction * g_coef, fraction * b_coef
-    lam, nu = (1 / g_coef, b_coef / g_coef) if g_coef > 0 else (0.0, nu)
+    lam, nu = (1 / g_coef, np.maximum(b_coef, 0) / g_coef) if g_coef > 0 else (0.0, nu)
 
     radius = np.sqrt(2 * delta)
     return Dual(
@@ -125,8 +124,7 @@ def recovery_coefficients(S: np.ndarray, c: np.ndarray, delta: float) -> np.ndar
     softer = ((0.0, 1e-3), (SOFTNESS * np.eye(len(constraints.c)), -TOLERANCE), (SOFTNESS, -np.inf))
     for softness, least_fall in softer:
         nu = worst * _nonnegative_qp(constraints.C + softness, constraints.c / worst)
-        with np.errstate(over="ignore", invalid="ignore"):
-            nu *= _fraction_inside(nu @ constraints.gram @ nu)
+        nu *= _fraction_inside(constraints.gram, nu)
         length = np.sqrt(nu @ constraints.C @ nu)
         if worst - np.max(constraints.c - constraints.C @ nu) >= least_fall * length:
             break
@@ -217,11 +215,12 @@ def _unscale(constraints: _Constraints, coefficients: np.ndarray, shape: tuple[i
     return unscaled
 
 
-def _fraction_inside(norm_squared: float) -> float:
-    """How much of a step of this length lies in the trust region, whose radius is 1; nothing where it overflows."""
-    if np.isfinite(norm_squared):
-        return 1 / np.sqrt(max(norm_squared, 1.0))
-    return 0.0
+def _fraction_inside(gram: np.ndarray, b_coef: np.ndarray, r: np.ndarray | float = 0.0, g_coef: float = 0.0) -> float:
+    """How much of a step lies in the trust region, whose radius is 1, with room for rounding; nothing if it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm_squared = g_coef**2 - 2 * g_coef * np.sum(b_coef * r) + b_coef @ gram @ b_coef
+        norm_squared += np.finfo(float).eps * (g_coef + b_coef.sum()) ** 2
+    return float(1 / np.sqrt(max(norm_squared, 1.0))) if np.isfinite(norm_squared) else 0.0
 
 
 def _check_constraints(S: np.ndarray, c: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray, float]:

@@ -1,0 +1,156 @@
+"""What the user constrains: names and limits of the costs, and reading the costs from ``info``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+MAX_COSTS = 10
+
+Limit: TypeAlias = float | Callable[[float], float]
+CostLimit: TypeAlias = Limit | Sequence[Limit] | Mapping[str, Limit]
+
+
+class CostLimits(NamedTuple):
+    """
+    The constraints of a problem.
+
+    ``cost_limit=5`` and ``cost_limit=[5, 2]`` limit ``info["cost"]``, a float or an array with one entry per constraint;
+    ``cost_limit={"cost_speed": 20, "cost_energy": 5}`` limits the sums of ``info["cost_speed"]`` and ``info["cost_energy"]``.
+    """
+
+    keys: tuple[str, ...] | None
+    """Keys of ``info``, one per constraint; None: all constraints share ``info["cost"]``."""
+    names: tuple[str, ...]
+    """Ends of the log keys, one per constraint; empty for a single unnamed constraint."""
+    limits: tuple[Limit, ...]
+
+    @classmethod
+    def unlimited(cls) -> "CostLimits":
+        """``info["cost"]``, to be observed and not to be limited."""
+        return cls(None, (), (np.inf,))
+
+    @property
+    def is_limited(self) -> bool:
+        return self.n_costs > 0 and self.limits != (np.inf,)
+
+    @property
+    def n_costs(self) -> int:
+        return len(self.limits)
+
+    def at(self, progress_remaining: float) -> np.ndarray:
+        """
+        The limits at some time in training.
+
+        :param progress_remaining: 1 at the beginning, 0 at the end, as for SB3's schedules
+        :return: (n_costs,)
+        """
+        values = [limit(progress_remaining) if callable(limit) else limit for limit in self.limits]
+        for index, value in enumerate(values):
+            if not np.isfinite(value) and self.is_limited:
+                raise ValueError(
+                    f"cost_limit{self._place(index)} is {value} at progress_remaining={progress_remaining}: "
+                    "a limit must be a finite number"
+                )
+        return np.array(values, dtype=np.float64)
+
+    def _place(self, index: int) -> str:
+        if self.keys is not None:
+            return f"[{self.keys[index]!r}]"
+        return f"[{index}]" if self.names else ""
+
+
+def parse_cost_limit(cost_limit: CostLimit) -> CostLimits:
+    """
+    Bring the forms in which a user may state limits into one.
+
+    :raises ValueError: a limit that is no finite number, a name that is no string, more than 10 constraints
+    """
+    limits: list[Any]
+    if isinstance(cost_limit, Mapping):
+        keys = tuple(cost_limit)
+        if not all(isinstance(key, str) and key for key in keys):
+            raise ValueError(f"the keys of cost_limit must be keys of info, non-empty strings, not {list(cost_limit)}")
+        parsed = CostLimits(keys, keys, tuple(_as_limit(value, f"[{key!r}]") for key, value in cost_limit.items()))
+    elif isinstance(cost_limit, Sequence | np.ndarray) and not isinstance(cost_limit, str) and np.ndim(cost_limit) > 0:  # type: ignore[arg-type]
+        limits = [_as_limit(value, f"[{index}]") for index, value in enumerate(cost_limit)]
+        names = tuple(str(index) for index in range(len(limits))) if len(limits) > 1 else ()
+        parsed = CostLimits(None, names, tuple(limits))
+    else:
+        parsed = CostLimits(None, (), (_as_limit(cost_limit, ""),))
+    if parsed.n_costs > MAX_COSTS:
+        raise ValueError(f"cost_limit has {parsed.n_costs} entries; at most {MAX_COSTS} constraints are supported")
+    if not parsed.is_limited and parsed.n_costs > 0:
+        raise ValueError(f"cost_limit is {cost_limit}: a limit must be a finite number")
+    parsed.at(1.0)
+    return parsed
+
+
+def _as_limit(value: Any, place: str) -> Limit:
+    if callable(value):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"cost_limit{place} is {value!r}: expected a number, or a function of the remaining progress that returns one"
+        ) from None
+
+
+def short_names(names: Sequence[str], width: int = 9) -> list[str]:
+    """
+    Names for SB3's table, which cuts keys at 36 characters and raises when two become the same text.
+
+    :param names: names of the constraints
+    :param width: longest name that fits behind the longest of our keys
+    :return: the names that fit as they are, the others as their number and their beginning
+    """
+    return [name if len(name) <= width else f"{index}_{name}"[:width] for index, name in enumerate(names)]
+
+
+def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:
+    """
+    The costs that an environment emitted in one step.
+
+    :param infos: one per environment
+    :param keys: one key per constraint, or None for ``info["cost"]``
+    :param n_costs: number of constraints
+    :return: (n_envs, n_costs)
+    :raises KeyError: a cost is missing; the argument is (environment, key, keys that its info has)
+    :raises ValueError: a cost is NaN, infinite, no number or of the wrong shape
+    """
+    try:
+        if keys is None:
+            values = [info["cost"] for info in infos]
+        else:
+            values = [[info[key] for key in keys] for info in infos]
+    except KeyError as error:
+        index = next(index for index, info in enumerate(infos) if error.args[0] not in info)
+        raise KeyError(index, error.args[0], sorted(infos[index])) from None
+    try:
+        costs = np.asarray(values, dtype=np.float64).reshape(len(infos), n_costs)
+    except (TypeError, ValueError):
+        _raise_wrong_cost(infos, keys, n_costs)
+    if not np.isfinite(costs).all():
+        _raise_wrong_cost(infos, keys, n_costs)
+    return costs
+
+
+def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> None:
+    expected_shape = () if keys is not None or n_costs == 1 else (n_costs,)
+    for index, info in enumerate(infos):
+        for key in keys or ["cost"]:
+            value = info[key]
+            place = f"info[{key!r}] of environment {index}"
+            try:
+                array = np.asarray(value, dtype=np.float64)
+            except (TypeError, ValueError):
+                raise ValueError(f"{place} is {value!r}: expected a number") from None
+            if array.size != (1 if keys is not None else n_costs):
+                raise ValueError(
+                    f"cost_limit has {n_costs} {'entry' if n_costs == 1 else 'entries'} but {place} has shape {array.shape}: "
+                    f"expected shape {expected_shape}"
+                )
+            if not np.isfinite(array).all():
+                raise ValueError(f"{place} is {value}: costs must be finite")
+    raise ValueError(f"the costs of {len(infos)} environments do not fit in shape ({len(infos)}, {n_costs})")

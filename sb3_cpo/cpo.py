@@ -1,0 +1,81 @@
+"""Constrained Policy Optimization."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from sb3_cpo.buffers import CostRolloutBufferSamples
+from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm
+from sb3_cpo.trust_region import TrustRegionStep
+
+# A violation this many times what one update can change, for this many updates in a row, is worth a word
+WATCHDOG_FACTOR = 10.0
+WATCHDOG_PATIENCE = 20
+
+
+class CPO(ConstrainedOnPolicyAlgorithm):
+    """
+    Constrained Policy Optimization (CPO): maximise the return while the mean cost of an episode keeps a limit.
+
+    Paper: https://arxiv.org/abs/1705.10528
+
+    Each update solves, for any number of constraints, ``max surrogate return`` subject to ``J - cost_limit + change of the
+    surrogate costs <= 0`` and ``KL <= target_kl``. Where the trust region misses the safe set, the update only lowers costs.
+
+    Arguments: see :class:`~sb3_cpo.on_policy_algorithm.ConstrainedOnPolicyAlgorithm`.
+    """
+
+    def _update_policy(self, rollout_data: CostRolloutBufferSamples, params: Sequence[nn.Parameter]) -> TrustRegionStep:
+        estimate = self.cost_estimate
+        assert estimate is not None
+        violation = estimate.mean - self.current_cost_limit
+        if self.cost_confidence > 0:
+            # No standard error is known from a single episode, and no margin is added
+            violation = violation + self.cost_confidence * np.nan_to_num(estimate.standard_error)
+        # Centred, but in the units of the costs; the paper's problem compares their surrogate with J - limit
+        cost_advantages = rollout_data.cost_advantages - rollout_data.cost_advantages.mean(dim=0)
+        # J is an expectation over episodes, the batch mean one over steps: without the mean episode length, the constraint
+        # would weigh an episode's violation against one step's change
+        step = self._trust_region_step(rollout_data, params, cost_advantages * estimate.mean_length, violation)
+        self._watch(step, violation)
+        self._log_constraints(step, violation, float(abs(cost_advantages).max()) if self.n_costs else 0.0)
+        return step
+
+    def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
+        """Warn once of what no number of updates will mend."""
+        is_stuck = step.is_vanishing & (violation > 0)
+        if is_stuck.any() and self._n_vanishing == 0:
+            warnings.warn(
+                f"the cost of constraint {int(np.argmax(is_stuck))} is over its limit by {violation[is_stuck][0]:.4g}, but no "
+                "change of the policy near the present one changes it (its advantages are zero): only its own constraint is "
+                "skipped in this update. If it lasts, the cost does not depend on the actions, or exploration is too small"
+            )
+        self._n_vanishing += int(is_stuck.any())
+        is_out_of_reach = violation > WATCHDOG_FACTOR * step.reachable_cost_change
+        self._n_unreachable = self._n_unreachable + 1 if is_out_of_reach.any() else 0
+        if self._n_unreachable == WATCHDOG_PATIENCE:
+            index = int(np.argmax(violation / np.maximum(step.reachable_cost_change, np.finfo(float).tiny)))
+            warnings.warn(
+                f"for {WATCHDOG_PATIENCE} updates, the violation ({violation[index]:.4g} in the last) has been more than "
+                f"{WATCHDOG_FACTOR:g} times what one update can change ({step.reachable_cost_change[index]:.4g}): a limit so "
+                "far away takes many updates in which the return is ignored. Raise target_kl, begin with a higher "
+                "cost_limit and lower it with a schedule, or check its units (it bounds the sum of an episode's costs)"
+            )
+
+    def _log_constraints(self, step: TrustRegionStep, violation: np.ndarray, largest_advantage: float) -> None:
+        assert self.cost_estimate is not None
+        self._record("train/violation", violation)
+        self._record("train/nu", step.nu)
+        self.logger.record("train/is_feasible", float(step.is_feasible))
+        self._record("train/predicted_cost_change", step.step_size * step.predicted_cost_change)
+        self._record("train/cost_surrogate", step.cost_surrogate_change)
+        # Proposition 2, with the largest advantage seen for epsilon, and the episode's length for the horizon where
+        # there is no discount
+        gamma = self.cost_gamma
+        horizon = self.cost_estimate.mean_length if gamma == 1 else 1 / (1 - gamma)
+        excess = np.sqrt(2 * self.target_kl) * gamma * largest_advantage * horizon**2
+        self._record("train/worst_case_cost", self.current_cost_limit + excess)
+        if self._n_vanishing:
+            self.logger.record("train/n_vanishing_gradients", self._n_vanishing)

@@ -1,0 +1,146 @@
+"""SB3's Monitor with episode costs, and a ``make_vec_env`` that installs it."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.core import ActType, ObsType
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
+
+
+class CostMonitor(Monitor[ObsType, ActType]):
+    """
+    SB3's ``Monitor``, with the *sum* of each cost over the episode in ``info["episode"]`` and in monitor.csv.
+
+    (``Monitor(info_keywords=("cost",))`` would keep the cost of the last step only.) The episode's key and the column have
+    the key of the cost: "cost", or "cost_0", "cost_1", ... where ``info["cost"]`` is an array. A cost that an ``info`` lacks
+    makes the episode's sum NaN. All other arguments are those of ``Monitor``.
+
+    :param cost_keys: keys of ``info`` to sum. None: "cost" and every key that begins with "cost_", as found in the first step
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        filename: str | None = None,
+        allow_early_resets: bool = True,
+        reset_keywords: tuple[str, ...] = (),
+        info_keywords: tuple[str, ...] = (),
+        override_existing: bool = True,
+        cost_keys: tuple[str, ...] | None = None,
+    ):
+        super().__init__(env, None, allow_early_resets, reset_keywords, info_keywords, override_existing)
+        self.filename = filename
+        self.override_existing = override_existing
+        self.cost_keys = None if cost_keys is None else tuple(cost_keys)
+        self.columns: tuple[str, ...] = self.cost_keys or ("cost",)
+        self.episode_costs: dict[str, float] = {}
+        self._open_results()
+
+    def _open_results(self) -> None:
+        if self.filename is None:
+            return
+        if self.results_writer is not None:
+            self.results_writer.close()
+        self.results_writer = ResultsWriter(
+            self.filename,
+            header={"t_start": self.t_start, "env_id": str(self.env.spec.id if self.env.spec is not None else None)},
+            extra_keys=self.reset_keywords + self.info_keywords + self.columns,
+            override_existing=self.override_existing,
+        )
+
+    def watch_costs(self, cost_keys: tuple[str, ...]) -> None:
+        """Sum these keys of ``info`` instead. Before the first step, the algorithm calls it with the keys of its limits."""
+        if self.total_steps == 0 and self.cost_keys is None:
+            self.cost_keys = self.columns = tuple(cost_keys)
+            self._open_results()
+
+    def reset(self, **kwargs: Any) -> tuple[ObsType, dict[str, Any]]:
+        self.episode_costs = {}
+        return super().reset(**kwargs)
+
+    def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
+        # The row waits for the costs
+        writer, self.results_writer = self.results_writer, None
+        try:
+            observation, reward, terminated, truncated, info = super().step(action)
+        finally:
+            self.results_writer = writer
+        costs = self._costs(info)
+        if self.total_steps == 1 and tuple(costs) != self.columns:
+            self.columns = tuple(costs)
+            self._open_results()
+        for key in self.columns:
+            self.episode_costs[key] = self.episode_costs.get(key, 0.0) + costs.get(key, np.nan)
+        if terminated or truncated:
+            info["episode"].update({key: round(cost, 6) for key, cost in self.episode_costs.items()})
+            if self.results_writer is not None:
+                self.results_writer.write_row(info["episode"])
+        return observation, reward, terminated, truncated, info
+
+    def _costs(self, info: Mapping[str, Any]) -> dict[str, float]:
+        keys = self.cost_keys
+        if keys is None:
+            keys = tuple(key for key in info if key == "cost" or (isinstance(key, str) and key.startswith("cost_")))
+        costs: dict[str, float] = {}
+        for key in keys:
+            value = np.asarray(info.get(key, np.nan), dtype=np.float64)
+            if value.size == 1:
+                costs[key] = float(value.item())
+            else:
+                costs.update({f"{key}_{index}": float(entry) for index, entry in enumerate(value.flat)})
+        return costs
+
+
+def make_vec_env(
+    env_id: str | Callable[..., gym.Env],
+    n_envs: int = 1,
+    seed: int | None = None,
+    start_index: int = 0,
+    monitor_dir: str | None = None,
+    wrapper_class: Callable[[gym.Env], gym.Env] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: type[VecEnv] | None = None,
+    vec_env_kwargs: dict[str, Any] | None = None,
+    monitor_kwargs: dict[str, Any] | None = None,
+    wrapper_kwargs: dict[str, Any] | None = None,
+) -> VecEnv:
+    """
+    SB3's ``make_vec_env`` with a :class:`CostMonitor` where SB3 has a ``Monitor``; same arguments.
+
+    ``vec_env_cls=BatchVecEnv`` steps all copies of one of our tasks at once.
+    """
+
+    def make_env(rank: int) -> gym.Env:
+        if isinstance(env_id, str):
+            try:
+                env = gym.make(env_id, **{"render_mode": "rgb_array", **(env_kwargs or {})})
+            except TypeError:
+                env = gym.make(env_id, **(env_kwargs or {}))
+        else:
+            env = _patch_env(env_id(**(env_kwargs or {})))
+        if seed is not None:
+            # The env itself is seeded by its first reset
+            env.action_space.seed(seed + rank)
+        filename = None
+        if monitor_dir is not None:
+            os.makedirs(monitor_dir, exist_ok=True)
+            filename = os.path.join(monitor_dir, str(rank))
+        env = CostMonitor(env, filename, **(monitor_kwargs or {}))
+        return env if wrapper_class is None else wrapper_class(env, **(wrapper_kwargs or {}))
+
+    def env_fn(rank: int) -> Callable[[], gym.Env]:
+        return lambda: make_env(rank)
+
+    # Every VecEnv class of SB3 takes the list of functions first
+    vec_env_class: Any = vec_env_cls or DummyVecEnv
+    vec_env = vec_env_class([env_fn(start_index + index) for index in range(n_envs)], **(vec_env_kwargs or {}))
+    vec_env.seed(seed)
+    return vec_env
+
+
+__all__ = ["CostMonitor", "make_vec_env"]

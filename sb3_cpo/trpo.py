@@ -1,0 +1,51 @@
+"""Trust Region Policy Optimization."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch import nn
+
+from sb3_cpo.buffers import CostRolloutBufferSamples
+from sb3_cpo.cost_limits import CostLimit, CostLimits
+from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm
+from sb3_cpo.trust_region import TrustRegionStep
+
+
+class TRPO(ConstrainedOnPolicyAlgorithm):
+    """
+    Trust Region Policy Optimization (TRPO): the same step without constraints, for comparison.
+
+    Paper: https://arxiv.org/abs/1502.05477
+
+    Costs are logged where the environment has them and are never required. Beside sb3-contrib's TRPO: ``target_kl`` bounds
+    the KL divergence of the joint action distribution (contrib averages over action dimensions), and the step solves the
+    problem with conjugate gradients that start from zero.
+
+    :param cost_limit: A limit to compare the costs with, in the logs only
+    :param kwargs: see :class:`~sb3_cpo.on_policy_algorithm.ConstrainedOnPolicyAlgorithm`
+    """
+
+    has_cost_critic: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        cost_limit: CostLimit | None = None,
+        missing_cost: str = "zero",
+        **kwargs: Any,
+    ):
+        super().__init__(policy, env, cost_limit, learning_rate, missing_cost=missing_cost, **kwargs)
+
+    def _parse_cost_limit(self) -> CostLimits:
+        return CostLimits.unlimited() if self.cost_limit is None else super()._parse_cost_limit()
+
+    def _update_policy(self, rollout_data: CostRolloutBufferSamples, params: Sequence[nn.Parameter]) -> TrustRegionStep:
+        no_costs = th.zeros((len(rollout_data.actions), 0), device=self.device)
+        return self._trust_region_step(rollout_data, params, no_costs, np.zeros(0))

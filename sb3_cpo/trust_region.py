@@ -1,0 +1,242 @@
+"""One step of a trust-region method with constraints on a policy's parameters. Torch only: no env, no buffer, no logger."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import Distribution, kl_divergence
+from torch import nn
+
+from sb3_cpo.dual import is_row_vanishing, recovery_coefficients, solve_dual
+
+Parameters = Sequence[nn.Parameter]
+
+
+class Surrogates(NamedTuple):
+    """What the trust-region problem is made of, at some parameters: scalars, but for one cost surrogate per constraint."""
+
+    objective: th.Tensor
+    """() surrogate return, to be raised"""
+    costs: th.Tensor
+    """(n_costs,) surrogate episode costs, in units of an episode's cost"""
+    kl_div: th.Tensor
+    """() mean KL divergence from the policy that collected the data"""
+
+
+class LineSearch(NamedTuple):
+    step_size: float
+    """Fraction of the step that was kept; 0 when every trial was refused."""
+    surrogates: Surrogates
+    rejections: dict[str, int]
+    """Refused trials by the first test that they failed: ``objective``, ``kl``, ``cost``, ``not_finite``."""
+
+
+class TrustRegionStep(NamedTuple):
+    """The step that was taken, and why. Arrays are numpy, of shape (n_costs,)."""
+
+    surrogates: Surrogates
+    """At the parameters that were kept."""
+    step_size: float
+    lam: float
+    nu: np.ndarray
+    is_feasible: bool
+    """False: no point of the trust region satisfies the linearised constraints, and the step only lowers costs."""
+    predicted_cost_change: np.ndarray
+    """B x of the whole step, before the line search."""
+    cost_surrogate_change: np.ndarray
+    """L_i(theta) - L_i(theta_k) of the step that was kept."""
+    objective_change: float
+    is_vanishing: np.ndarray
+    """Constraints whose gradient is zero: no change of the policy near this one changes their cost."""
+    reachable_cost_change: np.ndarray
+    """sqrt(2 target_kl b_i.H^-1 b_i): the most by which one update can change each cost."""
+    cg_residual: float
+    """Largest relative residual of the conjugate gradients."""
+    rejections: dict[str, int]
+
+
+def flat_grad(output: th.Tensor, params: Parameters, create_graph: bool = False, retain_graph: bool = True) -> th.Tensor:
+    """Gradient of a scalar with respect to the parameters as one vector, zeros where a parameter has no influence."""
+    grads = th.autograd.grad(output, params, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)
+    return th.cat(
+        [th.zeros_like(param).flatten() if grad is None else grad.flatten() for grad, param in zip(grads, params, strict=True)]
+    )
+
+
+def mean_kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """Mean over states of KL(old || new) between the *joint* action distributions: summed over action dimensions."""
+    kl_div = kl_divergence(old, new)
+    # Of a Normal and a Bernoulli, torch returns one divergence per action dimension
+    return kl_div.flatten(start_dim=1).sum(dim=1).mean() if kl_div.ndim > 1 else kl_div.mean()
+
+
+def fisher_vector_product(grad_kl: th.Tensor, params: Parameters, vectors: th.Tensor, damping: float) -> th.Tensor:
+    """
+    Products ``(F + damping I) v`` with the Fisher matrix, the Hessian of the mean KL divergence at the old policy.
+
+    :param grad_kl: (n_params,) gradient of the KL divergence, with its graph
+    :param vectors: (k, n_params)
+    :param damping: added to the diagonal
+    :return: (k, n_params)
+    """
+    products = [flat_grad(grad_kl @ vector, params) for vector in vectors]
+    return th.stack(products) + damping * vectors if products else th.zeros_like(vectors)
+
+
+def conjugate_gradient(
+    matrix_vector_product: Callable[[th.Tensor], th.Tensor], rhs: th.Tensor, max_steps: int = 10, residual_tol: float = 1e-10
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Solve ``H x = b`` for several right-hand sides at once, H symmetric and positive definite.
+
+    The right-hand sides are normalised first, so that tolerance and rounding do not depend on their units.
+
+    :param matrix_vector_product: maps (k, n) to (k, n), row by row
+    :param rhs: (k, n)
+    :param max_steps: iterations
+    :param residual_tol: a row is done when its squared relative residual is below
+    :return: solutions (k, n), zero for a zero right-hand side, and their squared relative residuals (k,)
+    """
+    norms = rhs.norm(dim=1, keepdim=True)
+    solutions = th.zeros_like(rhs)
+    residuals = th.where(norms > 0, rhs / th.where(norms > 0, norms, th.ones_like(norms)), th.zeros_like(rhs))
+    directions = residuals.clone()
+    residual_norms = (residuals**2).sum(dim=1)
+    for _ in range(max_steps):
+        active = residual_norms > residual_tol
+        if not active.any():
+            break
+        products = matrix_vector_product(directions[active])
+        curvatures = (directions[active] * products).sum(dim=1)
+        alphas = (residual_norms[active] / curvatures).unsqueeze(1)
+        solutions[active] += alphas * directions[active]
+        residuals[active] -= alphas * products
+        new_norms = (residuals[active] ** 2).sum(dim=1)
+        directions[active] = residuals[active] + (new_norms / residual_norms[active]).unsqueeze(1) * directions[active]
+        residual_norms[active] = new_norms
+    return solutions * norms, residual_norms
+
+
+def set_flat_params(params: Parameters, values: th.Tensor) -> None:
+    """Write one vector into the parameters, in their order."""
+    with th.no_grad():
+        for param, chunk in zip(params, values.split([param.numel() for param in params]), strict=True):
+            param.copy_(chunk.view_as(param))
+
+
+@th.no_grad()
+def line_search(
+    params: Parameters,
+    step: th.Tensor,
+    evaluate: Callable[[], Surrogates],
+    old: Surrogates,
+    violation: np.ndarray,
+    target_kl: float,
+    shrinking_factor: float = 0.8,
+    max_iter: int = 15,
+) -> LineSearch:
+    """
+    Move the parameters by the largest of ``step * shrinking_factor**j`` that keeps what the step promised, or not at all.
+
+    A trial is accepted when its KL divergence is at most ``target_kl``, no cost surrogate rises by more than the room below
+    its limit (a violated one not at all) and, while no limit is violated, the objective rises.
+
+    :param step: (n_params,)
+    :param old: surrogates at the present parameters
+    :param violation: (n_costs,) episode cost minus limit
+    """
+    old_params = th.cat([param.detach().flatten() for param in params])
+    room = th.as_tensor(np.maximum(-violation, 0.0), dtype=old.costs.dtype, device=old.costs.device)
+    is_violated = bool((violation > 0).any())
+    rejections = dict.fromkeys(("objective", "kl", "cost", "not_finite"), 0)
+    for trial in range(max_iter):
+        step_size = shrinking_factor**trial
+        set_flat_params(params, old_params + step_size * step)
+        new = evaluate()
+        if not all(bool(th.isfinite(value).all()) for value in new):
+            rejections["not_finite"] += 1
+        elif new.kl_div > target_kl:
+            rejections["kl"] += 1
+        elif bool((new.costs - old.costs > room).any()):
+            rejections["cost"] += 1
+        elif not is_violated and not new.objective > old.objective:
+            rejections["objective"] += 1
+        else:
+            return LineSearch(step_size, new, rejections)
+    set_flat_params(params, old_params)
+    return LineSearch(0.0, old, rejections)
+
+
+def trust_region_step(
+    params: Parameters,
+    evaluate: Callable[[], Surrogates],
+    violation: np.ndarray,
+    target_kl: float,
+    *,
+    cg_max_steps: int = 10,
+    cg_damping: float = 0.1,
+    shrinking_factor: float = 0.8,
+    line_search_max_iter: int = 15,
+    evaluate_kl: Callable[[], th.Tensor] | None = None,
+) -> TrustRegionStep:
+    """
+    Change the parameters by an approximate solution of ``max objective`` subject to ``violation + change of costs <= 0``
+    and ``kl_div <= target_kl`` (Achiam et al., 2017, equations 10 to 14), for any number of constraints.
+
+    :param params: the parameters that the action distribution depends on
+    :param evaluate: surrogates at the present parameters; differentiable where gradients are enabled
+    :param violation: (n_costs,) episode cost minus limit, in the units of the cost surrogates
+    :param target_kl: size of the trust region
+    :param cg_max_steps: iterations of the conjugate gradients
+    :param cg_damping: added to the diagonal of the Fisher matrix
+    :param shrinking_factor: of the line search
+    :param line_search_max_iter: trials of the line search
+    :param evaluate_kl: KL divergence for the Fisher matrix, where it is to be estimated on fewer states
+    """
+    # 1. Gradients of the objective (g) and of the costs (B), and the curvature (H)
+    surrogates = evaluate()
+    gradients = th.stack([flat_grad(output, params) for output in (surrogates.objective, *surrogates.costs)])
+    grad_kl = flat_grad(surrogates.kl_div if evaluate_kl is None else evaluate_kl(), params, create_graph=True)
+    old = Surrogates(*(value.detach() for value in surrogates))
+
+    def hessian_vector_products(vectors: th.Tensor) -> th.Tensor:
+        return fisher_vector_product(grad_kl, params, vectors, cg_damping)
+
+    # 2. H^-1 g and H^-1 B
+    solutions, residuals = conjugate_gradient(hessian_vector_products, gradients, cg_max_steps)
+    products = (gradients.double() @ solutions.double().T).cpu().numpy()
+    q, r, S = float(products[0, 0]), products[1:, 0], products[1:, 1:]
+
+    # 3. The trust-region problem, in these n_costs + 1 directions
+    dual = solve_dual(q, r, S, violation, target_kl)
+    if dual is None:
+        lam, nu = 0.0, np.zeros(len(violation))
+        coefficients = np.concatenate([[0.0], -recovery_coefficients(S, violation, target_kl)])
+    else:
+        lam, nu = dual.lam, dual.nu
+        coefficients = np.concatenate([[dual.g_coef], -dual.b_coef])
+    step = th.as_tensor(coefficients, dtype=solutions.dtype, device=solutions.device) @ solutions
+    # Conjugate gradients that stopped early leave r and S inexact; the size of the step is checked against H itself
+    curvature = float(step @ hessian_vector_products(step.unsqueeze(0))[0])
+    if curvature > 2 * target_kl:
+        step *= np.sqrt(2 * target_kl / curvature)
+
+    # 4. Move
+    search = line_search(
+        params, step, evaluate, old, violation, target_kl, shrinking_factor=shrinking_factor, max_iter=line_search_max_iter
+    )
+    return TrustRegionStep(
+        surrogates=search.surrogates,
+        step_size=search.step_size,
+        lam=lam,
+        nu=nu,
+        is_feasible=dual is not None,
+        predicted_cost_change=(gradients[1:] @ step).cpu().numpy().astype(np.float64),
+        cost_surrogate_change=(search.surrogates.costs - old.costs).cpu().numpy().astype(np.float64),
+        objective_change=float(search.surrogates.objective - old.objective),
+        is_vanishing=is_row_vanishing(S, violation, target_kl),
+        reachable_cost_change=np.sqrt(2 * target_kl * np.maximum(np.diagonal(S), 0.0)),
+        cg_residual=float(residuals.max().sqrt()),
+        rejections=search.rejections,
+    )
