@@ -1,10 +1,13 @@
 """Constrained reinforcement learning for Stable-Baselines3."""
 
 import safe_envs  # noqa: F401  (registers the environments)
+from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cpo import CPO
+from sb3_cpo.fpo import FPO
 from sb3_cpo.monitor import CostMonitor, make_vec_env
+from sb3_cpo.pdo import PDO
 from sb3_cpo.trpo import TRPO
 
 __version__ = "0.1.0"
 
-__all__ = ["CPO", "TRPO", "CostMonitor", "make_vec_env"]
+__all__ = ["CPO", "FPO", "PDO", "TRPO", "CostMonitor", "FailurePredictor", "make_vec_env"]

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer, CostRolloutBufferSamples
 from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit, read_costs, short_names
+from sb3_cpo.cost_shaping import FailurePredictor, coming_costs
 from sb3_cpo.episode_costs import CostEstimate, EpisodeCosts
 from sb3_cpo.monitor import CostMonitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy
@@ -81,6 +82,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param cost_gamma: Discount factor of the costs. With 1, ``cost_limit`` bounds the plain sum of an episode's costs
     :param cost_gae_lambda: Factor for trade-off of bias vs variance for the cost advantages
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors. 0 constrains the mean
+    :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
     :param missing_cost: What a step without cost means: "error", or "zero" for environments that only mention costs
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
@@ -98,7 +100,10 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     n_costs: int
     """Number of constraints."""
     cost_limits: CostLimits
+    raw_cost_estimate: CostEstimate | None = None
+    """J as the environment emitted the costs."""
     cost_estimate: CostEstimate | None = None
+    """J that the algorithm constrains: of the shaped costs, where there is shaping."""
     _previous_estimate: CostEstimate | None = None
     safety: SafetyRecord | None = None
 
@@ -133,6 +138,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         cost_gamma: float = 1.0,
         cost_gae_lambda: float = 0.95,
         cost_confidence: float = 0.0,
+        cost_shaping: FailurePredictor | None = None,
         missing_cost: str = "error",
         _init_setup_model: bool = True,
     ):
@@ -172,6 +178,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.cost_gamma = cost_gamma
         self.cost_gae_lambda = cost_gae_lambda
         self.cost_confidence = cost_confidence
+        self.cost_shaping = cost_shaping
         self.missing_cost = missing_cost
         self._n_unreachable = 0
         self._n_vanishing = 0
@@ -207,12 +214,14 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.policy_kwargs, self.rollout_buffer_kwargs = policy_kwargs, rollout_buffer_kwargs
 
         self.rollout_buffer.on_full = self._complete_rollout
-        self._episode_costs: EpisodeCosts | None = None
+        self._episode_costs: list[EpisodeCosts] = []
+        if self.cost_shaping is not None:
+            self.cost_shaping.setup(self.observation_space, self.n_costs, self.device)
 
     @property
     def ep_cost_mean(self) -> np.ndarray:
-        """J, the mean episode cost of the last rollout, (n_costs,); NaN before the first."""
-        return np.full(self.n_costs, np.nan) if self.cost_estimate is None else self.cost_estimate.mean
+        """J, the mean episode cost of the last rollout without any shaping, (n_costs,); NaN before the first."""
+        return np.full(self.n_costs, np.nan) if self.raw_cost_estimate is None else self.raw_cost_estimate.mean
 
     @property
     def current_cost_limit(self) -> np.ndarray:
@@ -328,10 +337,10 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         # SB3 resets the environments in exactly this case
         if reset_num_timesteps or self._last_obs is None:
-            self._episode_costs = None
+            self._episode_costs = []
         if reset_num_timesteps:
             self.safety = None
-            self.cost_estimate = None
+            self.cost_estimate = self.raw_cost_estimate = None
             self._previous_estimate = None
         assert self.env is not None
         spec = self._env_spec()
@@ -347,15 +356,23 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._rollout_rewards: list[float] = []
         self._terminal_obs: list[tuple[int, int, Any]] = []
         self._check_finite("observation", self._last_obs)
-        if self._episode_costs is not None:
-            self._episode_costs.start_rollout()
+        for episode_costs in self._episode_costs:
+            episode_costs.start_rollout()
         is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if not is_complete:
             # The callback stopped inside a step, which SB3 then forgets; the episodes in progress must not lose its costs
             step = callback.locals
             self._update_info_buffer(step["infos"], step["dones"])
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                step["actions"],
+                step["rewards"],
+                self._last_episode_starts,  # type: ignore[arg-type]
+                step["values"],
+                step["log_probs"],
+            )
             self._last_obs, self._last_episode_starts = step["new_obs"], step["dones"]
-            self._sum_episode_costs(rollout_buffer.pos + 1)
+            self._sum_episode_costs(rollout_buffer.pos)
         return is_complete
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
@@ -415,14 +432,21 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"the {what}{place} is NaN or infinite: {array} ({self._name_env(env_index)}, step {self.num_timesteps})"
             )
 
-    def _sum_episode_costs(self, n_steps: int) -> EpisodeCosts:
-        """Add the buffer's first steps to the sums of the episodes in progress."""
+    def _sum_episode_costs(self, n_steps: int) -> None:
+        """Shape the costs of the buffer's first steps, and add them to the sums of the episodes in progress."""
         buffer = self.rollout_buffer
-        if self._episode_costs is None:
-            self._episode_costs = EpisodeCosts(buffer.n_envs, self.n_costs, self.cost_gamma)
-        for costs, dones in zip(buffer.costs[:n_steps], buffer.episode_ends[:n_steps], strict=True):
-            self._episode_costs.add(costs, dones)
-        return self._episode_costs
+        if not self._episode_costs:
+            n_sums = 1 if self.cost_shaping is None else 2
+            self._episode_costs = [EpisodeCosts(buffer.n_envs, self.n_costs, self.cost_gamma) for _ in range(n_sums)]
+        raw_costs = buffer.costs[:n_steps].copy()
+        if self.cost_shaping is not None:
+            obs: Any = buffer.observations
+            for step in range(n_steps):
+                step_obs = {key: value[step] for key, value in obs.items()} if isinstance(obs, dict) else obs[step]
+                buffer.costs[step] += self.cost_shaping.bonus(step_obs)
+        for episode_costs, costs in zip(self._episode_costs, (raw_costs, buffer.costs), strict=False):
+            for step in range(n_steps):
+                episode_costs.add(costs[step], buffer.episode_ends[step])
 
     def _complete_rollout(self) -> None:
         """
@@ -431,14 +455,31 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         buffer = self.rollout_buffer
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        episode_costs = self._sum_episode_costs(buffer.buffer_size)
+        raw_costs = buffer.costs.copy()
+        self._sum_episode_costs(buffer.buffer_size)
         last_values = self._compute_cost_advantages() if self.has_cost_critic and self.n_costs > 0 else None
         self._previous_estimate = self.cost_estimate
-        self.cost_estimate = episode_costs.estimate(last_values, self._max_episode_steps)
+        self.raw_cost_estimate = self._episode_costs[0].estimate(last_values, self._max_episode_steps)
+        self.cost_estimate = self._episode_costs[-1].estimate(last_values, self._max_episode_steps)
         if self.safety is None:
             self.safety = SafetyRecord(self.n_costs)
-        self.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps)
+        self.safety.add(raw_costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps)
+        if self.cost_shaping is not None:
+            self._fit_cost_shaping(self.cost_shaping, raw_costs)
         buffer.rewards[:] = self._combine_rewards(buffer.rewards, buffer.costs)
+
+    def _fit_cost_shaping(self, predictor: FailurePredictor, raw_costs: np.ndarray) -> None:
+        """After this batch's bonus: the bonus comes from earlier batches."""
+        buffer = self.rollout_buffer
+        n_samples = buffer.buffer_size * buffer.n_envs
+        labels = coming_costs(raw_costs, buffer.episode_ends, predictor.horizon).reshape(n_samples, self.n_costs)
+        obs: Any = buffer.observations
+        if isinstance(obs, dict):
+            obs = {key: value.reshape(n_samples, *value.shape[2:]) for key, value in obs.items()}
+        else:
+            obs = obs.reshape(n_samples, *obs.shape[2:])
+        self.logger.record("train/cost_shaping_loss", predictor.fit(obs, labels))
+        self._record("train/cost_bonus", (buffer.costs - raw_costs).mean(axis=(0, 1)))
 
     def _compute_cost_advantages(self) -> np.ndarray:
         """Fill ``cost_values``, ``cost_advantages`` and ``cost_returns``; return the values at the cut, (n_envs, n_costs)."""
@@ -628,7 +669,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self._rollout_rewards:
             # SB3's ep_rew_mean covers the last 100 episodes; this one the same episodes as ep_cost_mean
             self.logger.record("rollout/ep_rew_mean_rollout", safe_mean(self._rollout_rewards))
-        estimate = self.cost_estimate
+        estimate = self.raw_cost_estimate
         if estimate is not None and self.safety is not None and self.n_costs > 0:
             self._record("rollout/ep_cost_mean", estimate.mean)
             self._record("rollout/ep_cost_std_error", estimate.standard_error)
@@ -642,6 +683,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._record("safety/cost_regret", self.safety.cost_regret)
             self._record("safety/longest_streak", self.safety.longest_streak)
             self.logger.record("safety/first_feasible_step", self.safety.first_feasible_step)
+        estimate = self.cost_estimate
+        if estimate is not None and self.cost_shaping is not None:
+            self._record("rollout/ep_shaped_cost_mean", estimate.mean)
         if estimate is not None and self._previous_estimate is not None and self.n_costs > 0:
             # What the last update did to J, in the same row as what it had promised (train/cost_surrogate)
             before = self._previous_estimate

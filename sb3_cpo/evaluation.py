@@ -1,0 +1,195 @@
+"""SB3's ``evaluate_policy``, with the costs of the episodes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common import evaluation, type_aliases
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_cpo.cost_limits import CostLimits, read_costs
+
+
+class EpisodeCostRecorder:
+    """
+    Sums the costs of the episodes that SB3's ``evaluate_policy`` plays. An instance is a ``callback`` for that function.
+
+    Costs are summed over the steps that the environment reports, wherever its ``Monitor`` sits, and an episode ends where
+    SB3 says that it ends.
+
+    :param cost_keys: keys of ``info``, one per constraint. None: ``info["cost"]``, a number or an array
+    :param n_costs: number of constraints. None: as many as the first ``info`` has
+    :param missing_cost: what a step without cost means: "error" or "zero"
+    """
+
+    def __init__(self, cost_keys: Sequence[str] | None = None, n_costs: int | None = None, missing_cost: str = "error"):
+        self.cost_keys = None if cost_keys is None else tuple(cost_keys)
+        self.n_costs = n_costs if cost_keys is None else len(cost_keys)
+        self.missing_cost = missing_cost
+        self.episodes: list[np.ndarray] = []
+        self._sums: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def for_model(cls, model: Any, cost_keys: Sequence[str] | None = None) -> "EpisodeCostRecorder":
+        """A recorder of the costs that a model limits; of ``info["cost"]`` for models that know nothing of costs."""
+        cost_limits: CostLimits | None = getattr(model, "cost_limits", None)
+        missing_cost = getattr(model, "missing_cost", "error")
+        if cost_keys is not None or cost_limits is None:
+            return cls(cost_keys, missing_cost=missing_cost)
+        return cls(cost_limits.keys, cost_limits.n_costs if cost_limits.is_limited else None, missing_cost)
+
+    @property
+    def episode_costs(self) -> np.ndarray:
+        """(n_episodes, n_costs), in the order of SB3's rewards and lengths."""
+        return np.array(self.episodes).reshape(len(self.episodes), self.n_costs or 0)
+
+    def __call__(self, locals_: Mapping[str, Any], globals_: Mapping[str, Any] | None = None) -> None:
+        index, info, done = locals_["i"], locals_["info"], locals_["done"]
+        self._sums[index] = self._sums.get(index, 0.0) + self._read(index, info)
+        # With a Monitor, "done" without "episode" is a life that is lost and not an episode that ends
+        if done and (not locals_["is_monitor_wrapped"] or "episode" in info):
+            self.episodes.append(self._sums.pop(index))
+
+    def _read(self, index: int, info: Mapping[str, Any]) -> np.ndarray:
+        if self.missing_cost == "zero":
+            nothing: Any = np.zeros(self.n_costs or 1) if self.cost_keys is None else 0.0
+            info = {**dict.fromkeys(self.cost_keys or ("cost",), nothing), **info}
+        if self.n_costs is None and "cost" in info:
+            self.n_costs = np.size(info["cost"])
+        try:
+            return read_costs([info], self.cost_keys, self.n_costs or 1)[0]
+        except KeyError as error:
+            _, key, found = error.args
+            raise KeyError(
+                f"info has no {key!r} in environment {index} of the evaluation; it has the keys {found}. Name the costs "
+                "with cost_keys, or wrap the environment in safe_envs.CostWrapper"
+            ) from None
+
+
+@overload
+def evaluate_policy(
+    model: "type_aliases.PolicyPredictor",
+    env: gym.Env | VecEnv,
+    n_eval_episodes: int = ...,
+    deterministic: bool = ...,
+    render: bool = ...,
+    callback: Callable[[dict[str, Any], dict[str, Any]], None] | None = ...,
+    reward_threshold: float | None = ...,
+    return_episode_rewards: Literal[False] = ...,
+    warn: bool = ...,
+    cost_keys: Sequence[str] | None = ...,
+) -> tuple[float, float, np.ndarray, np.ndarray]: ...
+
+
+@overload
+def evaluate_policy(
+    model: "type_aliases.PolicyPredictor",
+    env: gym.Env | VecEnv,
+    n_eval_episodes: int = ...,
+    deterministic: bool = ...,
+    render: bool = ...,
+    callback: Callable[[dict[str, Any], dict[str, Any]], None] | None = ...,
+    reward_threshold: float | None = ...,
+    *,
+    return_episode_rewards: Literal[True],
+    warn: bool = ...,
+    cost_keys: Sequence[str] | None = ...,
+) -> tuple[list[float], list[int], np.ndarray]: ...
+
+
+def evaluate_policy(
+    model: "type_aliases.PolicyPredictor",
+    env: gym.Env | VecEnv,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    render: bool = False,
+    callback: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+    reward_threshold: float | None = None,
+    return_episode_rewards: bool = False,
+    warn: bool = True,
+    cost_keys: Sequence[str] | None = None,
+) -> tuple[float, float, np.ndarray, np.ndarray] | tuple[list[float], list[int], np.ndarray]:
+    """
+    SB3's ``evaluate_policy``, and the costs of the same episodes. The arguments that it shares with SB3 are SB3's.
+
+    A limit bounds the mean cost of the policy that acted in training, which is stochastic: to see whether it is kept, pass
+    ``deterministic=False``.
+
+    :param cost_keys: keys of ``info`` to sum, one per constraint. None: those that the model limits, else ``info["cost"]``
+    :return: mean and standard deviation of the episodes' rewards, then of their costs, each (n_costs,).
+        With ``return_episode_rewards``: rewards and lengths of the episodes, and their costs (n_eval_episodes, n_costs)
+    """
+    recorder = EpisodeCostRecorder.for_model(model, cost_keys)
+
+    def record(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        recorder(locals_)
+        if callback is not None:
+            callback(locals_, globals_)
+
+    rewards, lengths = evaluation.evaluate_policy(
+        model,
+        env,
+        n_eval_episodes,
+        deterministic,
+        render,
+        record,
+        reward_threshold,
+        return_episode_rewards=True,
+        warn=warn,
+    )
+    costs = recorder.episode_costs
+    if return_episode_rewards:
+        return rewards, lengths, costs  # type: ignore[return-value]
+    return float(np.mean(rewards)), float(np.std(rewards)), costs.mean(axis=0), costs.std(axis=0)
+
+
+class Recording(NamedTuple):
+    """Episodes of the first copy of an environment, as they looked and what they paid."""
+
+    frames: list[np.ndarray]
+    """(height, width, 3) each."""
+    rewards: list[float]
+    lengths: list[int]
+    costs: np.ndarray
+    """(n_episodes, n_costs)"""
+
+
+def record_episodes(
+    model: "type_aliases.PolicyPredictor",
+    env: VecEnv,
+    n_episodes: int = 1,
+    deterministic: bool = True,
+    max_frames: int | None = None,
+    cost_keys: Sequence[str] | None = None,
+) -> Recording:
+    """
+    Play episodes and keep what the first copy of the environment looks like after each step.
+
+    :param env: its ``render_mode`` is "rgb_array"
+    :param max_frames: keep no more frames than these
+    """
+    frames: list[np.ndarray] = []
+
+    def grab(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        # After the last step of an episode the environment already shows the next one
+        if locals_["i"] == 0 and not locals_["done"] and (max_frames is None or len(frames) < max_frames):
+            frame = env.get_images()[0]
+            if frame is None:
+                raise ValueError(f'the environment cannot be recorded: its render_mode is {env.render_mode}, not "rgb_array"')
+            frames.append(np.asarray(frame))
+
+    rewards, lengths, costs = evaluate_policy(
+        model,
+        env,
+        n_episodes,
+        deterministic,
+        callback=grab,
+        return_episode_rewards=True,
+        warn=False,
+        cost_keys=cost_keys,
+    )
+    return Recording(frames, rewards, lengths, costs)
+
+
+__all__ = ["EpisodeCostRecorder", "Recording", "evaluate_policy", "record_episodes"]
