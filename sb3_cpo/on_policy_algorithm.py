@@ -180,6 +180,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.cost_confidence = cost_confidence
         self.cost_shaping = cost_shaping
         self.missing_cost = missing_cost
+        self._rollout_rewards: list[float] = []
         self._n_unreachable = 0
         self._n_vanishing = 0
 
@@ -222,6 +223,14 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     def ep_cost_mean(self) -> np.ndarray:
         """J, the mean episode cost of the last rollout without any shaping, (n_costs,); NaN before the first."""
         return np.full(self.n_costs, np.nan) if self.raw_cost_estimate is None else self.raw_cost_estimate.mean
+
+    @property
+    def ep_rew_mean(self) -> float:
+        """
+        Mean return of the episodes that ended in the last rollout, those of ``ep_cost_mean``; NaN where none did.
+        (SB3's ``rollout/ep_rew_mean`` covers the last 100 episodes, of older policies too.)
+        """
+        return safe_mean(self._rollout_rewards)
 
     @property
     def current_cost_limit(self) -> np.ndarray:
@@ -353,7 +362,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         self._rollout_callback = callback
-        self._rollout_rewards: list[float] = []
+        self._rollout_rewards = []
         self._terminal_obs: list[tuple[int, int, Any]] = []
         self._check_finite("observation", self._last_obs)
         for episode_costs in self._episode_costs:
@@ -667,8 +676,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     def dump_logs(self, iteration: int = 0) -> None:
         """Write log."""
         if self._rollout_rewards:
-            # SB3's ep_rew_mean covers the last 100 episodes; this one the same episodes as ep_cost_mean
-            self.logger.record("rollout/ep_rew_mean_rollout", safe_mean(self._rollout_rewards))
+            self.logger.record("rollout/ep_rew_mean_rollout", self.ep_rew_mean)
         estimate = self.raw_cost_estimate
         if estimate is not None and self.safety is not None and self.n_costs > 0:
             self._record("rollout/ep_cost_mean", estimate.mean)
