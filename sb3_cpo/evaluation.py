@@ -21,14 +21,24 @@ class EpisodeCostRecorder:
     :param cost_keys: keys of ``info``, one per constraint. None: ``info["cost"]``, a number or an array
     :param n_costs: number of constraints. None: as many as the first ``info`` has
     :param missing_cost: what a step without cost means: "error" or "zero"
+    :param gamma: discount factor of the costs
     """
 
-    def __init__(self, cost_keys: Sequence[str] | None = None, n_costs: int | None = None, missing_cost: str = "error"):
+    def __init__(
+        self,
+        cost_keys: Sequence[str] | None = None,
+        n_costs: int | None = None,
+        missing_cost: str = "error",
+        gamma: float = 1.0,
+    ):
         self.cost_keys = None if cost_keys is None else tuple(cost_keys)
         self.n_costs = n_costs if cost_keys is None else len(cost_keys)
         self.missing_cost = missing_cost
+        self.gamma = gamma
         self.episodes: list[np.ndarray] = []
+        # Of the episodes in progress: costs so far, and what the next cost weighs
         self._sums: dict[int, np.ndarray] = {}
+        self._discounts: dict[int, float] = {}
 
     @classmethod
     def for_model(cls, model: Any, cost_keys: Sequence[str] | None = None) -> "EpisodeCostRecorder":
@@ -46,10 +56,13 @@ class EpisodeCostRecorder:
 
     def __call__(self, locals_: Mapping[str, Any], globals_: Mapping[str, Any] | None = None) -> None:
         index, info, done = locals_["i"], locals_["info"], locals_["done"]
-        self._sums[index] = self._sums.get(index, 0.0) + self._read(index, info)
+        discount = self._discounts.get(index, 1.0)
+        self._sums[index] = self._sums.get(index, 0.0) + discount * self._read(index, info)
+        self._discounts[index] = discount * self.gamma
         # With a Monitor, "done" without "episode" is a life that is lost and not an episode that ends
         if done and (not locals_["is_monitor_wrapped"] or "episode" in info):
             self.episodes.append(self._sums.pop(index))
+            del self._discounts[index]
 
     def _read(self, index: int, info: Mapping[str, Any]) -> np.ndarray:
         if self.missing_cost == "zero":
@@ -114,7 +127,7 @@ def evaluate_policy(
     SB3's ``evaluate_policy``, and the costs of the same episodes. The arguments that it shares with SB3 are SB3's.
 
     A limit bounds the mean cost of the policy that acted in training, which is stochastic: to see whether it is kept, pass
-    ``deterministic=False``.
+    ``deterministic=False``. Rewards and costs are summed without a discount.
 
     :param cost_keys: keys of ``info`` to sum, one per constraint. None: those that the model limits, else ``info["cost"]``
     :return: mean and standard deviation of the episodes' rewards, then of their costs, each (n_costs,).
