@@ -41,20 +41,20 @@ __all__ = list(_MODULE_OF)
 # (robot, task) -> steps before the time limit, keyword arguments of the task.
 # Achiam et al. 2017, supplement 10.3; thresholds of the velocity tasks: Safety-Gymnasium.
 _TASKS: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
-    ("Point", "Circle"): (65, dict(radius=15.0, x_limit=2.5, min_horizon=50, max_horizon=65)),
-    ("Ant", "Circle"): (500, dict(radius=10.0, x_limit=3.0)),
+    ("Point", "Circle"): (65, {"radius": 15.0, "x_limit": 2.5, "min_horizon": 50, "max_horizon": 65}),
+    ("Ant", "Circle"): (500, {"radius": 10.0, "x_limit": 3.0}),
     ("Humanoid", "Circle"): (
         1000,
-        dict(radius=10.0, x_limit=2.5, alive_bonus=0.2, ctrl_cost_weight=0.5e-3, contact_cost_weight=0.5e-5),
+        {"radius": 10.0, "x_limit": 2.5, "alive_bonus": 0.2, "ctrl_cost_weight": 0.5e-3, "contact_cost_weight": 0.5e-5},
     ),
-    ("Point", "Gather"): (15, dict(n_apples=2, n_bombs=8)),
-    ("Ant", "Gather"): (500, dict(n_apples=8, n_bombs=8)),
-    ("Ant", "Velocity"): (1000, dict(threshold=2.6222)),
-    ("HalfCheetah", "Velocity"): (1000, dict(threshold=3.2096)),
-    ("Hopper", "Velocity"): (1000, dict(threshold=0.7402)),
-    ("Humanoid", "Velocity"): (1000, dict(threshold=1.4149)),
-    ("Swimmer", "Velocity"): (1000, dict(threshold=0.2282)),
-    ("Walker2d", "Velocity"): (1000, dict(threshold=2.3415)),
+    ("Point", "Gather"): (15, {"n_apples": 2, "n_bombs": 8}),
+    ("Ant", "Gather"): (500, {"n_apples": 8, "n_bombs": 8}),
+    ("Ant", "Velocity"): (1000, {"threshold": 2.6222}),
+    ("HalfCheetah", "Velocity"): (1000, {"threshold": 3.2096}),
+    ("Hopper", "Velocity"): (1000, {"threshold": 0.7402}),
+    ("Humanoid", "Velocity"): (1000, {"threshold": 1.4149}),
+    ("Swimmer", "Velocity"): (1000, {"threshold": 0.2282}),
+    ("Walker2d", "Velocity"): (1000, {"threshold": 2.3415}),
 }
 
 for (_robot, _task), (_steps, _kwargs) in _TASKS.items():

@@ -248,7 +248,7 @@ class RobotEnv(MujocoEnv):
     Action: ``Box(-1, 1, (nu,), float32)``, clipped, and mapped to the control range of the model's actuators.
     Observation: qpos, qvel, for the humanoid also the contact forces ``clip(cfrc_ext, -1, 1)``, and the centre of mass.
     One step is one physics step. Terminates when the torso's height leaves the robot's healthy range, or when MuJoCo had
-    to reset a numerically broken simulation (then ``info["simulation_broken"]`` is 1, and ``n_broken_simulations`` counts).
+    to reset a numerically broken simulation (then ``info["simulation_broken"]`` is 1; the task counts and logs it).
 
     :param robot: ``POINT``, ``ANT``, ``HUMANOID`` or a :class:`Robot` of your own
     :param position_limit: the Point's x and y are clipped to this magnitude
@@ -267,7 +267,6 @@ class RobotEnv(MujocoEnv):
         self.robot = robot
         self.position_limit = position_limit
         self.sceneries: tuple[Scenery, ...] = ()
-        self.n_broken_simulations = 0
         self._arguments = dict(robot=robot, position_limit=position_limit, render_mode=render_mode, **render_kwargs)
         self._render_kwargs = {"default_camera_config": dict(robot.camera), **render_kwargs}
         super().__init__(robot.model_path, 1, None, render_mode=render_mode, **self._render_kwargs)
@@ -361,9 +360,7 @@ class RobotEnv(MujocoEnv):
         self._forward(is_broken)
         info: dict[str, Any] = {}
         if is_broken:
-            self.n_broken_simulations += 1
             info["simulation_broken"] = 1.0
-            warn_broken(self.robot.name, self.n_broken_simulations)
         return observe(self.robot_state)[0], 0.0, not self.robot_state.is_healthy[0], False, info
 
     def __getstate__(self) -> dict[str, Any]:
@@ -376,7 +373,6 @@ class RobotEnv(MujocoEnv):
             "spec": self.spec,
             "np_random": self._np_random,
             "np_random_seed": self._np_random_seed,
-            "n_broken_simulations": self.n_broken_simulations,
             "integration_state": integration_state,
             "action": self._action,
         }
@@ -387,17 +383,12 @@ class RobotEnv(MujocoEnv):
             self.add_scenery(scenery)
         self.spec = state["spec"]
         self._np_random, self._np_random_seed = state["np_random"], state["np_random_seed"]
-        self.n_broken_simulations = state["n_broken_simulations"]
         integration_state = state["integration_state"]
         mujoco.mj_setState(self.model, self.data, integration_state, mujoco.mjtState.mjSTATE_INTEGRATION)
         self._action = state["action"]
         self._forward()
         # mj_forward may move the solver's starting point
         mujoco.mj_setState(self.model, self.data, integration_state, mujoco.mjtState.mjSTATE_INTEGRATION)
-
-
-def warn_broken(name: str, count: int) -> None:
-    gym.logger.warn(f"{name}: MuJoCo reset a numerically broken simulation; its episode terminates ({count} so far)")
 
 
 def add_visual_box(spec: mujoco.MjSpec, name: str, pos: Any, size: Any, rgba: Any) -> None:

@@ -1,4 +1,4 @@
-"""What every task on a :class:`~safe_envs.robots.RobotEnv` has in common."""
+"""What the tasks have in common."""
 
 from typing import Any, NamedTuple
 
@@ -24,10 +24,42 @@ class Outcome(NamedTuple):
     episode: Episode
 
 
-class Task(gym.Wrapper, gym.utils.RecordConstructorArgs):
+class BatchedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """A task that ``BatchVecEnv`` can run: its rules are functions over arrays with a leading axis of copies."""
+
+    episode: Episode = {}
+    n_broken_simulations: int = 0
+
+    def count_broken(self) -> None:
+        """Count and log that MuJoCo had to reset the simulation; the episode terminates."""
+        self.n_broken_simulations += 1
+        count = self.n_broken_simulations
+        gym.logger.warn(f"{self}: MuJoCo reset a numerically broken simulation; its episode terminates ({count} so far)")
+
+    def make_simulation(self, n_envs: int, n_threads: int = 0) -> Any:
+        """Copies of the robot: an object with ``draw``, ``start``, ``step`` and ``show``."""
+        raise NotImplementedError
+
+    def begin(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw the variables of one copy's next episode, after the robot's own draws."""
+        return {}
+
+    def evaluate(self, state: Any, episode: Episode) -> Outcome:
+        """Judge a step by the state that it reached; changes nothing."""
+        raise NotImplementedError
+
+    def observe(self, state: Any, episode: Episode) -> np.ndarray:
+        """Observation (n_envs, n)."""
+        raise NotImplementedError
+
+    def show(self, episode: Episode) -> None:
+        """Make the geoms of the environment show the first copy's episode."""
+
+
+class Task(BatchedTask):
     """
-    A task pays reward and cost for what a robot does. It is written once, over arrays with a leading axis of copies:
-    this wrapper calls ``begin``, ``evaluate`` and ``observe`` for one copy, ``BatchVecEnv`` for all of its copies.
+    A task pays reward and cost for what one of our robots does. It is written once: this wrapper calls ``begin``,
+    ``evaluate`` and ``observe`` for one copy, ``BatchVecEnv`` for all of its copies.
 
     :param env: the robot
     """
@@ -37,33 +69,15 @@ class Task(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if not isinstance(env.unwrapped, RobotEnv):
             raise TypeError(f"{type(self).__name__} wraps a RobotEnv, got {env.unwrapped}")
         self.robot_env: RobotEnv = env.unwrapped
-        self.episode: Episode = {}
-
-    def begin(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Draw the variables of one copy's next episode, after the robot's own draws."""
-        return {}
-
-    def evaluate(self, state: RobotState, episode: Episode) -> Outcome:
-        """Judge a step by the state that it reached; changes nothing."""
-        raise NotImplementedError
-
-    def observe(self, state: RobotState, episode: Episode) -> np.ndarray:
-        """Observation (n_envs, n)."""
-        return robots.observe(state)
-
-    def show(self, episode: Episode) -> None:
-        """Make the geoms of ``robot_env`` show the first copy's episode."""
-
-    def show_episode(self, episode: Episode) -> None:
-        """Take over the episode of one copy of a batch."""
-        self.episode = episode
-        self.show(episode)
+        self.episode = {}
 
     def make_simulation(self, n_envs: int, n_threads: int = 0) -> PointSimulation | PhysicsSimulation:
-        """Copies of the robot for ``BatchVecEnv``."""
         if self.robot_env.robot.is_kinematic:
             return PointSimulation(self.robot_env, n_envs)
         return PhysicsSimulation(self.robot_env, n_envs, n_threads)
+
+    def observe(self, state: RobotState, episode: Episode) -> np.ndarray:
+        return robots.observe(state)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         _, info = self.env.reset(seed=seed, options=options)
@@ -82,6 +96,8 @@ class Task(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.show(self.episode)
         info["cost"] = float(outcome.cost[0])
         info.update((key, float(value[0])) for key, value in outcome.info.items())
+        if "simulation_broken" in info:
+            self.count_broken()
         if self.render_mode == "human":
             self.render()
         truncated = outcome.truncated is not None and bool(outcome.truncated[0])

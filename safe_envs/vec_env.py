@@ -14,10 +14,10 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
-from safe_envs.task import Episode, Task
+from safe_envs.task import BatchedTask, Episode
 
 # rl_zoo3 replaces gymnasium's class by a subclass when it is imported
-_TimeLimit = next(base for base in TimeLimit.__mro__ if base.__name__ == "TimeLimit")
+_TimeLimit: type[TimeLimit] = next(base for base in TimeLimit.__mro__ if base.__name__ == "TimeLimit")
 
 # What a copy's environment only knows after it has been brought up to date
 _LIVE_ATTRIBUTES = ("data", "robot_state", "episode")
@@ -35,12 +35,14 @@ class _Layers(NamedTuple):
 
     monitor: Monitor | None
     max_episode_steps: int | None
-    task: Any
+    task: BatchedTask
 
 
 def _peel(env: gym.Env) -> _Layers:
-    monitor, max_episode_steps, layer = None, None, env
-    while not hasattr(layer, "make_simulation"):
+    monitor: Monitor | None = None
+    max_episode_steps: int | None = None
+    layer: Any = env
+    while not isinstance(layer, BatchedTask):
         if isinstance(layer, Monitor) and monitor is None:
             monitor = layer
         elif isinstance(layer, _TimeLimit):
@@ -52,7 +54,7 @@ def _peel(env: gym.Env) -> _Layers:
                 f"BatchVecEnv steps the tasks of safe_envs without their wrappers and does not know {name} in {env}. "
                 "Remove it, use a VecEnv wrapper instead, or take DummyVecEnv or SubprocVecEnv."
             )
-        layer = layer.env  # type: ignore[attr-defined]
+        layer = layer.env
     if layer.env is not layer.unwrapped:
         raise TypeError(f"BatchVecEnv does not know {type(layer.env).__name__} between the task and the robot in {env}.")
     if monitor is not None and monitor.reset_keywords:
@@ -64,7 +66,7 @@ def _peel(env: gym.Env) -> _Layers:
 
 def _describe(layers: _Layers) -> dict[str, Any]:
     """What must be equal among copies that are stepped together."""
-    base = layers.task.unwrapped
+    base: Any = layers.task.unwrapped
     arguments = getattr(base, "_arguments", None) or {"arguments": (base._ezpickle_args, base._ezpickle_kwargs)}
     return {
         "task": type(layers.task).__name__,
@@ -117,7 +119,7 @@ class BatchVecEnv(VecEnv):
                     f"and copy 0 has {key}={expected.get(key)!r}."
                 )
         self._monitors = [layer.monitor for layer in layers]
-        self._tasks: list[Task] = [layer.task for layer in layers]
+        self._tasks: list[BatchedTask] = [layer.task for layer in layers]
         self.task = self._tasks[0]
         self._max_episode_steps = layers[0].max_episode_steps or np.iinfo(np.int64).max
         n_envs = len(self.envs)
@@ -235,13 +237,9 @@ class BatchVecEnv(VecEnv):
             total[rows] = 0.0
 
     def _log_broken(self, is_broken: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        from safe_envs.robots import warn_broken
-
         for row in np.flatnonzero(is_broken).tolist():
-            env = self.envs[row].unwrapped
-            env.n_broken_simulations += 1
             infos[row]["simulation_broken"] = 1.0
-            warn_broken(env.robot.name, env.n_broken_simulations)
+            self._tasks[row].count_broken()
 
     def close(self) -> None:
         for env in self.envs:
@@ -252,8 +250,10 @@ class BatchVecEnv(VecEnv):
     def _update(self, row: int) -> None:
         """Bring the environment of one copy up to date."""
         if self._is_running:
-            self.simulation.show(self.envs[row].unwrapped, row)
-            self._tasks[row].show_episode({key: value[row : row + 1].copy() for key, value in self._episode.items()})
+            task = self._tasks[row]
+            self.simulation.show(task.unwrapped, row)
+            task.episode = {key: value[row : row + 1].copy() for key, value in self._episode.items()}
+            task.show(task.episode)
 
     def get_images(self, indices: VecEnvIndices = None) -> Sequence[np.ndarray | None]:
         """
