@@ -4,12 +4,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from safe_envs import BatchVecEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy as sb3_evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, TRPO, make_vec_env
 from sb3_cpo.evaluation import EpisodeCostRecorder, evaluate_policy, record_episodes
 

@@ -1,0 +1,357 @@
+"""SB3's callbacks where costs matter: evaluation, stopping, videos and the progress bar."""
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, ProgressBarCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
+
+from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
+from sb3_cpo.evaluation import EpisodeCostRecorder, record_episodes
+
+
+class CostEvalCallback(EvalCallback):
+    """
+    SB3's ``EvalCallback`` for problems with costs: the best model is the best *feasible* one.
+
+    Among models whose mean cost keeps the limits, the one with the highest mean reward is saved as ``best_model.zip``; as
+    long as none does, the one that exceeds them least. Where a limit is a schedule, the model that was saved before is judged
+    again by the limit of today. ``best_mean_reward`` is the mean reward of the best feasible model (minus infinity before
+    there is one): SB3's ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` mean feasible models.
+
+    ``evaluations.npz`` also holds ``costs`` (n_evaluations, n_episodes, n_costs) and ``cost_limits`` (n_evaluations,
+    n_costs), and for constraints with names, each under its name (n_evaluations, n_episodes).
+
+    The arguments are those of ``EvalCallback`` and:
+
+    :param cost_limit: Limits as for the algorithm. None: those of the model; a model that has none is judged by reward alone
+    """
+
+    def __init__(
+        self,
+        eval_env: gym.Env | VecEnv,
+        callback_on_new_best: BaseCallback | None = None,
+        callback_after_eval: BaseCallback | None = None,
+        n_eval_episodes: int = 5,
+        eval_freq: int = 10000,
+        log_path: str | None = None,
+        best_model_save_path: str | None = None,
+        deterministic: bool = True,
+        render: bool = False,
+        verbose: int = 1,
+        warn: bool = True,
+        cost_limit: CostLimit | None = None,
+    ):
+        super().__init__(
+            eval_env,
+            callback_on_new_best,
+            callback_after_eval,
+            n_eval_episodes,
+            eval_freq,
+            log_path,
+            best_model_save_path,
+            deterministic,
+            render,
+            verbose,
+            warn,
+        )
+        self.cost_limit = cost_limit
+        self.best_mean_cost = np.zeros(0)
+        self.last_mean_cost = np.zeros(0)
+        """(n_costs,) of the last evaluation."""
+        self.last_violation = np.zeros(0)
+        """(n_costs,) mean cost minus limit of the last evaluation."""
+        self.evaluations_costs: list[np.ndarray] = []
+        self.evaluations_cost_limits: list[np.ndarray] = []
+        self._best_reward_of_any = -np.inf
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        own_limits: CostLimits | None = getattr(self.model, "cost_limits", None)
+        if self.cost_limit is not None:
+            self.cost_limits = parse_cost_limit(self.cost_limit)
+        else:
+            self.cost_limits = own_limits or CostLimits.unlimited()
+        self._is_own = self.cost_limit is None and own_limits is not None
+
+    def current_cost_limit(self) -> np.ndarray:
+        """The limits to judge by at the present progress of training, (n_costs,)."""
+        # Models that SB3 provides have this attribute too
+        return self.cost_limits.at(self.model._current_progress_remaining)
+
+    def _new_recorder(self) -> EpisodeCostRecorder:
+        n_costs = self.cost_limits.n_costs if self.cost_limits.is_limited or not self.cost_limits.n_costs else None
+        missing_cost = getattr(self.model, "missing_cost", "error")
+        gamma = getattr(self.model, "cost_gamma", 1.0) if self._is_own else 1.0
+        return EpisodeCostRecorder(self.cost_limits.keys, n_costs, missing_cost, gamma)
+
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        super()._log_success_callback(locals_, globals_)
+        if not self._is_own and not self.cost_limits.is_limited and "cost" not in locals_["info"]:
+            # SB3's algorithms in environments without costs
+            return
+        n_episodes = len(self._recorder.episodes)
+        self._recorder(locals_)
+        if len(self._recorder.episodes) > n_episodes:
+            # SB3 dumps the log right after the last episode: the values of the last call are those that remain
+            self._judge()
+
+    def _judge(self) -> None:
+        self.last_mean_cost = self._recorder.episode_costs.mean(axis=0)
+        limit = np.broadcast_to(self.current_cost_limit(), self.last_mean_cost.shape)
+        self.last_violation = self.last_mean_cost - limit
+        names = self.cost_limits.names or (range(len(limit)) if len(limit) > 1 else [""])
+        for name, cost in zip(names, self.last_mean_cost, strict=True):
+            self.logger.record(f"eval/mean_cost/{name}" if name != "" else "eval/mean_cost", float(cost))
+        self.logger.record("eval/is_feasible", float((self.last_violation <= 0).all()))
+
+    def _rank(self, mean_reward: float, mean_cost: np.ndarray) -> tuple[bool, float]:
+        """Of two models, the one with the greater rank is better: feasible ones by reward, others by how far they are off."""
+        limit = np.broadcast_to(self.current_cost_limit(), mean_cost.shape)
+        if (mean_cost <= limit).all():
+            return True, mean_reward
+        # Constraints of different units add up as shares of their limits
+        scale = np.where(limit == 0, 1.0, abs(limit))
+        return False, -float((np.maximum(mean_cost - limit, 0.0) / scale).sum())
+
+    def _on_step(self) -> bool:
+        if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
+            return True
+        self._recorder = self._new_recorder()
+        self.last_mean_cost = self.last_violation = np.zeros(0)
+        # SB3 evaluates, logs and saves. It must not choose by reward, nor trigger what comes after the choice
+        best_mean_reward, callback = self.best_mean_reward, self.callback
+        self.best_mean_reward, self.callback = np.inf, None
+        try:
+            super()._on_step()
+        finally:
+            self.best_mean_reward, self.callback = best_mean_reward, callback
+        self._save_costs()
+        is_feasible = bool((self.last_violation <= 0).all())
+        if self.verbose >= 1 and len(self.last_mean_cost):
+            std = self._recorder.episode_costs.std(axis=0)
+            text = ", ".join(f"{mean:.2f} +/- {spread:.2f}" for mean, spread in zip(self.last_mean_cost, std, strict=True))
+            limit = ", ".join(f"{value:g}" for value in self.current_cost_limit()) if self.cost_limits.is_limited else "none"
+            print(f"Episode cost: {text} (limit {limit})")
+
+        is_first = self._best_reward_of_any == -np.inf
+        rank = self._rank(self.last_mean_reward, self.last_mean_cost)
+        best_rank = (False, -np.inf) if is_first else self._rank(self._best_reward_of_any, self.best_mean_cost)
+        if not best_rank[0]:
+            # None yet, or the limit has fallen below the cost of what was the best
+            self.best_mean_reward = -np.inf
+        continue_training = True
+        if rank > best_rank:
+            if self.verbose >= 1:
+                print("New best feasible model!" if is_feasible else "No feasible model yet: new lowest violation")
+            if self.best_model_save_path is not None:
+                self.model.save(os.path.join(self.best_model_save_path, "best_model"))
+            self._best_reward_of_any, self.best_mean_cost = self.last_mean_reward, self.last_mean_cost
+            if is_feasible:
+                self.best_mean_reward = self.last_mean_reward
+            # Trigger callback on new best model, if needed
+            if self.callback_on_new_best is not None:
+                continue_training = self.callback_on_new_best.on_step()
+
+        # Trigger callback after every evaluation, if needed
+        if self.callback is not None:
+            continue_training = continue_training and self._on_event()
+        return continue_training
+
+    def _save_costs(self) -> None:
+        if self.log_path is None or not len(self.last_mean_cost):
+            return
+        self.evaluations_costs.append(self._recorder.episode_costs)
+        self.evaluations_cost_limits.append(np.broadcast_to(self.current_cost_limit(), self.last_mean_cost.shape))
+        costs = np.array(self.evaluations_costs)
+        with np.load(f"{self.log_path}.npz") as saved:
+            arrays = dict(saved)
+        arrays.update(costs=costs, cost_limits=np.array(self.evaluations_cost_limits))
+        arrays.update({name: costs[:, :, index] for index, name in enumerate(self.cost_limits.keys or ())})
+        np.savez(self.log_path, **arrays)
+
+
+class StopTrainingOnViolation(BaseCallback):
+    """
+    Stop the training when the mean cost of an episode exceeds its limit, rollout after rollout.
+
+    By itself, it judges the episodes of training, and training ends at the first step after the update that follows. As
+    ``callback_after_eval`` of a :class:`CostEvalCallback`, it judges the evaluations.
+
+    :param max_violation: How far the mean cost may exceed the limit, one number or one per constraint
+    :param max_n_violations: Stop after more than this number of violations in a row
+    :param verbose: Verbosity level: 0 for no output, 1 for indicating why training ended
+    """
+
+    def __init__(self, max_violation: float | Sequence[float] = 0.0, max_n_violations: int = 0, verbose: int = 0):
+        super().__init__(verbose)
+        self.max_violation = max_violation
+        self.max_n_violations = max_n_violations
+        self.n_violations = 0
+
+    def _init_callback(self) -> None:
+        if not isinstance(self.parent, CostEvalCallback) and not hasattr(self.model, "ep_cost_mean"):
+            raise ValueError(
+                f"StopTrainingOnViolation needs an algorithm with a cost_limit or a CostEvalCallback around it; "
+                f"{type(self.model).__name__} has no costs"
+            )
+
+    def _count(self, violation: np.ndarray) -> None:
+        is_over = bool((violation > self.max_violation).any())
+        self.n_violations = self.n_violations + 1 if is_over else 0
+        self._last_violation = violation
+
+    def _on_rollout_end(self) -> None:
+        self._count(self.model.ep_cost_mean - self.model.current_cost_limit)  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        if isinstance(self.parent, CostEvalCallback):
+            self._count(self.parent.last_violation)
+        continue_training = self.n_violations <= self.max_n_violations
+        if self.verbose >= 1 and not continue_training:
+            print(
+                f"Stopping training because the mean episode cost exceeded its limit by {self._last_violation} "
+                f"({self.n_violations} times in a row)"
+            )
+        return continue_training
+
+
+class VideoRecorderCallback(BaseCallback):
+    """
+    Record a video of the current policy now and then, to disk and to TensorBoard (where it needs ``tensorboard_log``).
+
+    :param eval_env: The environment to record, with ``render_mode="rgb_array"`` (``make_vec_env`` sets it). With several
+        copies, the first one is shown
+    :param record_freq: Record every ``record_freq`` call of the callback
+    :param video_folder: Folder of the videos, ``<name_prefix>-step-<timesteps>.mp4``
+    :param n_episodes: Episodes in one video
+    :param max_frames: The video ends after this number of frames
+    :param deterministic: Whether the policy acts deterministically
+    :param name_prefix: First part of the names of the files
+    :param fps: Frames per second. None: as the environment says
+    :param tensorboard_scale: TensorBoard gets every n-th pixel and frame, as an animated GIF. 0: none
+    :param verbose: Verbosity level: 0 for no output, 1 for the names of the files
+    """
+
+    def __init__(
+        self,
+        eval_env: gym.Env | VecEnv,
+        record_freq: int = 10000,
+        video_folder: str = "videos",
+        n_episodes: int = 1,
+        max_frames: int | None = 1000,
+        deterministic: bool = True,
+        name_prefix: str = "rl-video",
+        fps: float | None = None,
+        tensorboard_scale: int = 2,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        self.eval_env: VecEnv = eval_env if isinstance(eval_env, VecEnv) else DummyVecEnv([lambda: eval_env])
+        self.record_freq = record_freq
+        self.video_folder = video_folder
+        self.n_episodes = n_episodes
+        self.max_frames = max_frames
+        self.deterministic = deterministic
+        self.name_prefix = name_prefix
+        self.fps = fps
+        self.tensorboard_scale = tensorboard_scale
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.record_freq != 0:
+            return True
+        if self.model.get_vec_normalize_env() is not None:
+            sync_envs_normalization(self.training_env, self.eval_env)
+        recording = record_episodes(self.model, self.eval_env, self.n_episodes, self.deterministic, self.max_frames)
+        fps = self.fps or render_fps(self.eval_env)
+        path = os.path.join(self.video_folder, f"{self.name_prefix}-step-{self.num_timesteps}.mp4")
+        write_video(recording.frames, path, fps)
+        if self.verbose >= 1:
+            cost = ", ".join(f"{value:.2f}" for value in recording.costs.mean(axis=0))
+            print(f"Video: {path} (reward {np.mean(recording.rewards):.2f}, cost {cost})")
+        if self.tensorboard_scale > 0:
+            self._write_tensorboard(recording.frames[:: self.tensorboard_scale], fps / self.tensorboard_scale)
+        return True
+
+    def _write_tensorboard(self, frames: Sequence[np.ndarray], fps: float) -> None:
+        # torch's add_video, behind SB3's logger.Video, knows moviepy 1 only and silently writes nothing with moviepy 2
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat) and frames:
+                frames = [frame[:: self.tensorboard_scale, :: self.tensorboard_scale] for frame in frames]
+                height, width, channels = frames[0].shape
+                gif = Summary.Image(
+                    height=height, width=width, colorspace=channels, encoded_image_string=_encode_gif(frames, fps)
+                )
+                summary = Summary(value=[Summary.Value(tag="eval/video", image=gif)])
+                output.writer._get_file_writer().add_summary(summary, self.num_timesteps)
+                output.writer.flush()
+
+
+def render_fps(env: VecEnv) -> float:
+    """Frames per second at which one second of video is one second of the simulation; 30 where the environment is silent."""
+    return float(env.get_attr("metadata", indices=0)[0].get("render_fps") or 30)
+
+
+def write_video(frames: Sequence[np.ndarray], path: str, fps: float) -> None:
+    """
+    Write an mp4.
+
+    :param frames: (height, width, 3) each
+    """
+    try:
+        from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
+    except ImportError as error:
+        raise ImportError("Videos need moviepy: pip install sb3-cpo[video]") from error
+    if not frames:
+        raise ValueError(f"no frames to write to {path}: the episodes ended in their first step")
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    ImageSequenceClip(list(frames), fps=fps).write_videofile(path, logger=None)
+
+
+def _encode_gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
+    from PIL import Image
+
+    images = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
+class CostProgressBarCallback(ProgressBarCallback):
+    """
+    SB3's progress bar, with the mean episode cost of the last rollout against its limit: ``return 91.3, cost 4.8/5``.
+
+    SB3's own ``learn(progress_bar=True)`` shows the plain bar.
+    """
+
+    def _on_rollout_end(self) -> None:
+        cost_limits: CostLimits | None = getattr(self.model, "cost_limits", None)
+        parts = []
+        if self.model.ep_info_buffer:
+            parts.append(f"return {np.mean([episode['r'] for episode in self.model.ep_info_buffer]):.4g}")
+        if cost_limits is not None and cost_limits.n_costs > 0:
+            means = self.model.ep_cost_mean  # type: ignore[attr-defined]
+            limits = self.model.current_cost_limit  # type: ignore[attr-defined]
+            names = cost_limits.names or [""] * len(means)
+            for name, mean, limit in zip(names, means, limits, strict=True):
+                against = f"/{limit:.4g}" if cost_limits.is_limited else ""
+                parts.append(f"{f'cost {name}'.strip()} {mean:.4g}{against}")
+        # tqdm's rich bar has a description and no postfix
+        self.pbar.set_description(", ".join(parts))
+
+
+__all__ = [
+    "CostEvalCallback",
+    "CostProgressBarCallback",
+    "StopTrainingOnViolation",
+    "VideoRecorderCallback",
+    "render_fps",
+    "write_video",
+]
