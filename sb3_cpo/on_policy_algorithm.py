@@ -16,8 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import explained_variance, safe_mean
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule, TensorDict
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from torch import nn
@@ -497,8 +497,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         for step in range(buffer.buffer_size):
             obs: Any = buffer.observations
             obs = {key: value[step] for key, value in obs.items()} if isinstance(obs, dict) else obs[step]
-            buffer.cost_values[step] = self.predict_cost_values(obs)
-        last_values = self.predict_cost_values(self._last_obs)
+            # As SB3 stores them: a discrete observation has a second dimension there
+            buffer.cost_values[step] = self._cost_values(obs_as_tensor(obs, self.device))
+        last_values = self._cost_values(obs_as_tensor(self._last_obs, self.device))
         next_values = np.concatenate([buffer.cost_values[1:], last_values[None]])
         next_values[buffer.episode_ends] = 0.0
         for pos, index, terminal_obs in self._terminal_obs:
@@ -506,7 +507,6 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         buffer.compute_cost_returns_and_advantages(next_values)
         return np.where(buffer.episode_ends[-1][:, None], 0.0, last_values)
 
-    @th.no_grad()
     def predict_cost_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """
         The cost still to come in the episode, as the cost critic sees it.
@@ -516,8 +516,12 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         if not (self.has_cost_critic and isinstance(self.policy, CostActorCriticPolicy) and self.n_costs > 0):
             raise ValueError(f"this {type(self).__name__} has no cost critic")
+        return self._cost_values(self.policy.obs_to_tensor(observation)[0])
+
+    @th.no_grad()
+    def _cost_values(self, obs: PyTorchObs) -> np.ndarray:
         self.policy.set_training_mode(False)
-        return self.policy.predict_cost_values(self.policy.obs_to_tensor(observation)[0]).cpu().numpy().astype(np.float64)
+        return self.policy.predict_cost_values(obs).cpu().numpy().astype(np.float64)  # type: ignore[operator]
 
     def _combine_rewards(self, rewards: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """
