@@ -27,6 +27,8 @@ MIN_GRADIENT_LEFT = 1e-9
 RIDGE = 1e-8
 # 1 / rho: how soft constraints become that cannot be satisfied together
 SOFTNESS = 1e-4
+# A few times machine epsilon: the error of an inner product of two unit rows
+ROUNDING = 1e-15
 # A row vanishes when the whole trust region moves its cost by less than this share of the violation
 VANISHING = 1e-8
 
@@ -124,7 +126,8 @@ def recovery_coefficients(S: np.ndarray, c: np.ndarray, delta: float) -> np.ndar
     softer = ((0.0, 1e-3), (SOFTNESS * np.eye(len(constraints.c)), -TOLERANCE), (SOFTNESS, -np.inf))
     for softness, least_fall in softer:
         nu = worst * _nonnegative_qp(constraints.C + softness, constraints.c / worst)
-        nu *= _fraction_inside(constraints.gram, nu)
+        # Rows that cancel each other leave little but rounding of a long nu: make room for it
+        nu *= _fraction_inside(constraints.gram + ROUNDING * np.eye(len(nu)), nu)
         length = np.sqrt(nu @ constraints.C @ nu)
         if worst - np.max(constraints.c - constraints.C @ nu) >= least_fall * length:
             break
@@ -216,11 +219,13 @@ def _unscale(constraints: _Constraints, coefficients: np.ndarray, shape: tuple[i
 
 
 def _fraction_inside(gram: np.ndarray, b_coef: np.ndarray, r: np.ndarray | float = 0.0, g_coef: float = 0.0) -> float:
-    """How much of a step lies in the trust region, whose radius is 1, with room for rounding; nothing if it overflows."""
+    """How much of a step lies in the trust region, whose radius is 1; nothing where that overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         norm_squared = g_coef**2 - 2 * g_coef * np.sum(b_coef * r) + b_coef @ gram @ b_coef
-        norm_squared += np.finfo(float).eps * (g_coef + b_coef.sum()) ** 2
-    return float(1 / np.sqrt(max(norm_squared, 1.0))) if np.isfinite(norm_squared) else 0.0
+    if not np.isfinite(norm_squared):
+        return 0.0
+    # Shortening a step costs feasibility: not within the 1e-6 that we promise
+    return float(1 / np.sqrt(norm_squared)) if norm_squared > 1 + 5e-7 else 1.0
 
 
 def _check_constraints(S: np.ndarray, c: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray, float]:
