@@ -431,7 +431,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _check_finite(self, what: str, value: Any, env_index: int | None = None) -> None:
         arrays: dict[str | None, Any] = value if isinstance(value, dict) else {None: value}
         for key, array in arrays.items():
-            if array is None or array.dtype.kind != "f" or np.isfinite(array).all():
+            # A terminal observation comes as the environment made it, a Python integer perhaps
+            array = np.asarray(array)
+            if array.dtype.kind != "f" or np.isfinite(array).all():
                 continue
             if env_index is None:
                 env_index = int(np.argwhere(~np.isfinite(array))[0][0])
