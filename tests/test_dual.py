@@ -7,6 +7,7 @@ from scipy.optimize import minimize, nnls
 
 from sb3_cpo.dual import Dual, is_row_vanishing, recovery_coefficients, solve_dual
 
+pytestmark = pytest.mark.filterwarnings("error")  # no overflow, no 0 / 0 on the way to an answer
 REPRODUCIBLE = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
 
@@ -280,7 +281,13 @@ def test_vanishing_row_that_is_violated_leaves_no_reward_step_and_lowers_the_oth
     np.testing.assert_array_equal(is_row_vanishing(B @ B.T, c, 0.01), [True, False, False])
     np.testing.assert_allclose(recover(B, c, 0.02), [-0.03, 0, 0], atol=1e-12)
     np.testing.assert_array_equal(recover(B, np.array([0.3, -1, -1]), 0.02), np.zeros(3))
-    np.testing.assert_array_equal(recover(1e-12 * B[:1], c[:1], 0.02), np.zeros(3))
+
+
+def test_row_vanishes_only_where_the_trust_region_cannot_change_its_cost():
+    B, c = np.array([[1.0, 0, 0]]), np.array([0.3])
+    np.testing.assert_array_equal(recover(1e-10 * B, c, 0.02), np.zeros(3))
+    np.testing.assert_allclose(recover(1e-6 * B, c, 0.02), [-np.sqrt(0.02), 0, 0])
+    assert solve(np.ones(3), 1e-6 * B, c, 0.02) == (None, None)
 
 
 @pytest.mark.parametrize("c", [0.0, -0.3])
@@ -546,6 +553,23 @@ def test_trust_region_holds_for_numbers_that_belong_to_no_problem(data, n_costs,
     for a, b in steps:
         products = [a * a * q, *(-2 * a * b * r), *(np.outer(b, b) * S).ravel()]
         assert sum(products) <= 2 * delta * (1 + 1e-6) + 1e-14 * sum(map(abs, products))
+
+
+def test_trust_region_holds_where_the_inner_products_contradict_each_other():
+    """A cosine of 5, rows that cancel, r beyond every bound."""
+    S, c = np.array([[1.0, 5], [5, 1]]), np.array([0.1, 0.1])
+    dual, mu = solve_dual(1.0, np.zeros(2), S, c, 0.01), recovery_coefficients(S, c, 0.01)
+    np.testing.assert_allclose(dual.g_coef**2 + dual.b_coef @ S @ dual.b_coef, 0.02, rtol=1e-6)
+    np.testing.assert_allclose(mu @ S @ mu, 0.02, rtol=1e-6)
+    dual = solve_dual(1e-300, np.full(2, 1e300), np.eye(2), -c, 0.01)
+    assert np.all(np.isfinite([dual.lam, dual.g_coef, *dual.nu, *dual.b_coef]))
+
+
+def test_only_the_symmetric_part_of_S_counts():
+    r, c = np.array([0.7, 0.2]), np.array([0.03, -0.01])
+    skewed = solve_dual(1.0, r, np.array([[2, 0.5], [0.1, 1]]), c, 0.01)
+    np.testing.assert_allclose(skewed.nu, solve_dual(1.0, r, np.array([[2, 0.3], [0.3, 1]]), c, 0.01).nu, rtol=1e-12)
+    assert np.all(skewed.nu > 0)
 
 
 # -- Bad input
