@@ -109,7 +109,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         weight = 1.0 / min(float(self.cost_value_count) + 1.0, 10.0)
         mean, variance = cost_returns.mean(dim=0), cost_returns.var(dim=0, unbiased=False)
         shift = mean - old_mean
-        new_variance = (1 - weight) * (old_std**2 * (self.cost_value_count > 0) + weight * shift**2) + weight * variance
+        # A standard deviation of exactly 1 stands for no spread so far, and must not count as one
+        old_variance = th.where(old_std == 1, th.zeros_like(old_std), old_std**2)
+        new_variance = (1 - weight) * (old_variance + weight * shift**2) + weight * variance
         self.cost_value_mean += weight * shift
         # A cost that never occurs has no spread; its targets are then left unscaled
         self.cost_value_std.copy_(th.where(new_variance > 1e-12, new_variance.sqrt(), th.ones_like(old_std)))

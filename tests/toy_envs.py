@@ -12,7 +12,7 @@ Box2 = spaces.Box(-1, 1, (2,))
 
 
 def scripted_cost(rank: int, t: int) -> float:
-    """Cost of the t-th step (from 0, resets not counted) of the environment with this rank; no two alike, all exact in binary."""
+    """Cost of the t-th step (from 0, resets not counted) of the environment with this rank; all different, exact in binary."""
     return (100 * (rank + 1) + t) / 4
 
 
@@ -93,7 +93,11 @@ class RiskyEnv(gym.Env):
             "multi_discrete": spaces.MultiDiscrete([5, 3]),
             "image": spaces.Box(0, 255, (36, 36, 1), dtype=np.uint8),
             "dict": spaces.Dict(
-                {"position": spaces.Box(-3, 3, (2,)), "image": spaces.Box(0, 255, (36, 36, 1), np.uint8), "room": spaces.Discrete(3)}
+                {
+                    "position": spaces.Box(-3, 3, (2,)),
+                    "image": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+                    "room": spaces.Discrete(3),
+                }
             ),
         }[kind]
 
@@ -135,7 +139,7 @@ class KnapsackEnv(gym.Env):
     def step(self, action):
         reward, cost = self.rewards[self.item] * action, self.costs[self.item] * action
         self.steps, self.item = self.steps + 1, int(self.np_random.integers(3))
-        return self.item, reward, False, self.steps == self.length, {"cost": cost}
+        return self.item, reward, self.steps == self.length, False, {"cost": cost}
 
 
 class BrokenEnv(gym.Env):

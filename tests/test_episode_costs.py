@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from sb3_cpo.episode_costs import EpisodeCosts
+
+NO, YES = np.array([False]), np.array([True])
+
+
+def play(episode_costs, costs, ends):
+    for cost, end in zip(costs, ends, strict=True):
+        episode_costs.add(np.atleast_2d(cost).astype(float), np.atleast_1d(end))
+
+
+def test_estimate_by_hand_with_its_standard_error():
+    costs = EpisodeCosts(n_envs=2, n_costs=1)
+    # env 0: episodes 1 + 2 and 3; env 1: 10 + 20 + 30
+    play(costs, [[[1], [10]], [[2], [20]], [[3], [30]]], [[False, False], [True, False], [True, True]])
+    estimate = costs.estimate()
+    np.testing.assert_allclose(estimate.mean, (3 + 3 + 60) / 3)
+    # deviations -19, -19, 38: variance 2166 / 2, error sqrt(1083 / 3)
+    np.testing.assert_allclose(estimate.standard_error, 19.0)
+    assert estimate.n_episodes == 3
+    assert estimate.mean_length == 2
+    assert estimate.stale_share == 0
+
+
+def test_each_constraint_is_summed_by_itself():
+    costs = EpisodeCosts(n_envs=1, n_costs=3)
+    play(costs, [[1, 10, 0], [2, 20, -1], [4, 40, 0]], [False, True, True])
+    np.testing.assert_allclose(costs.estimate().mean, [3.5, 35, -0.5])
+    np.testing.assert_allclose(costs.episodes, [[3, 30, -1], [4, 40, 0]])
+
+
+def test_an_episode_longer_than_a_rollout_counts_whole_where_it_ends():
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [1, 2, 4], [False] * 3)
+    costs.start_rollout()
+    play(costs, [8, 16, 32, 64], [False, True, False, False])
+    estimate = costs.estimate()
+    assert estimate.mean == 1 + 2 + 4 + 8 + 16
+    assert estimate.mean_length == 5
+    assert estimate.stale_share == 3 / 5
+    assert np.isnan(estimate.standard_error)
+    costs.start_rollout()
+    play(costs, [128, 256], [True, False])
+    assert costs.estimate().mean == 32 + 64 + 128
+
+
+def test_no_window_over_older_rollouts():
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [1000, 1000], [True, True])
+    costs.start_rollout()
+    play(costs, [1, 3], [True, True])
+    assert costs.estimate().mean == 2
+    assert costs.estimate().n_episodes == 2
+
+
+def test_mean_is_over_episodes_and_not_over_steps():
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [7, *[1.0] * 99], [True, *[False] * 98, True])
+    assert costs.estimate().mean == (7 + 99) / 2
+    assert costs.estimate().mean_length == 50
+
+
+@pytest.mark.parametrize(("max_episode_steps", "length"), [(None, 2.0), (50, 50.0)])
+def test_without_a_finished_episode_the_estimate_is_cost_so_far_plus_value(max_episode_steps, length):
+    costs = EpisodeCosts(n_envs=2, n_costs=2)
+    play(costs, [[[1, 0], [2, 0]], [[3, 0], [4, 0]]], [[False, False]] * 2)
+    estimate = costs.estimate(np.array([[10.0, 5.0], [20.0, 7.0]]), max_episode_steps)
+    np.testing.assert_allclose(estimate.mean, [(4 + 10 + 6 + 20) / 2, 6.0])
+    assert estimate.n_episodes == 0
+    assert estimate.mean_length == length
+    assert np.isnan(estimate.standard_error).all()
+
+
+def test_without_a_finished_episode_older_steps_are_called_stale():
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [1, 1, 1], [False] * 3)
+    costs.start_rollout()
+    play(costs, [1], [False])
+    assert costs.estimate(np.zeros((1, 1))).stale_share == 3 / 4
+
+
+def test_discounted_costs_by_hand():
+    costs = EpisodeCosts(n_envs=1, n_costs=1, gamma=0.5)
+    play(costs, [8, 8, 8, 4], [False, False, True, False])
+    assert costs.estimate().mean == 8 + 4 + 2
+    costs.start_rollout()
+    play(costs, [4], [False])
+    # the second episode goes on: 4 + 4/2, then the value of what follows, discounted by 1/4
+    assert costs.estimate(np.array([[100.0]])).mean == 6 + 25
+
+
+def test_all_zero_costs_are_known_to_be_zero():
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [0, 0, 0, 0], [True] * 4)
+    assert costs.estimate().mean == 0
+    assert costs.estimate().standard_error == 0
