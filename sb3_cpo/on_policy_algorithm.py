@@ -32,6 +32,9 @@ from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiI
 from sb3_cpo.safety import SafetyRecord
 from sb3_cpo.trust_region import Surrogates, TrustRegionStep, mean_kl_divergence, trust_region_step
 
+# Observations for which values are predicted at once
+PREDICTION_CHUNK = 8192
+
 SelfConstrainedOnPolicyAlgorithm = TypeVar("SelfConstrainedOnPolicyAlgorithm", bound="ConstrainedOnPolicyAlgorithm")
 
 
@@ -451,10 +454,8 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._episode_costs = [EpisodeCosts(buffer.n_envs, self.n_costs, self.cost_gamma) for _ in range(n_sums)]
         raw_costs = buffer.costs[:n_steps].copy()
         if self.cost_shaping is not None:
-            obs: Any = buffer.observations
-            for step in range(n_steps):
-                step_obs = {key: value[step] for key, value in obs.items()} if isinstance(obs, dict) else obs[step]
-                buffer.costs[step] += self.cost_shaping.bonus(step_obs)
+            bonus = self.cost_shaping.bonus(_slice(self._flat_observations(), slice(n_steps * buffer.n_envs)))
+            buffer.costs[:n_steps] += bonus.reshape(raw_costs.shape)
         for episode_costs, costs in zip(self._episode_costs, (raw_costs, buffer.costs), strict=False):
             for step in range(n_steps):
                 episode_costs.add(costs[step], buffer.episode_ends[step])
@@ -482,25 +483,30 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _fit_cost_shaping(self, predictor: FailurePredictor, raw_costs: np.ndarray) -> None:
         """After this batch's bonus: the bonus comes from earlier batches."""
         buffer = self.rollout_buffer
-        n_samples = buffer.buffer_size * buffer.n_envs
-        labels = coming_costs(raw_costs, buffer.episode_ends, predictor.horizon).reshape(n_samples, self.n_costs)
-        obs: Any = buffer.observations
-        if isinstance(obs, dict):
-            obs = {key: value.reshape(n_samples, *value.shape[2:]) for key, value in obs.items()}
-        else:
-            obs = obs.reshape(n_samples, *obs.shape[2:])
-        self.logger.record("train/cost_shaping_loss", predictor.fit(obs, labels))
+        labels = coming_costs(raw_costs, buffer.episode_ends, predictor.horizon).reshape(-1, self.n_costs)
+        self.logger.record("train/cost_shaping_loss", predictor.fit(self._flat_observations(), labels))
         self._record("train/cost_bonus", (buffer.costs - raw_costs).mean(axis=(0, 1)))
+
+    def _flat_observations(self) -> Any:
+        """The buffer's observations with steps and environments on one axis."""
+
+        def flatten(obs: np.ndarray) -> np.ndarray:
+            return obs.reshape(-1, *obs.shape[2:])
+
+        obs: Any = self.rollout_buffer.observations
+        return {key: flatten(value) for key, value in obs.items()} if isinstance(obs, dict) else flatten(obs)
 
     def _compute_cost_advantages(self) -> np.ndarray:
         """Fill ``cost_values``, ``cost_advantages`` and ``cost_returns``; return the values at the cut, (n_envs, n_costs)."""
         buffer = self.rollout_buffer
         assert self._last_obs is not None
-        for step in range(buffer.buffer_size):
-            obs: Any = buffer.observations
-            obs = {key: value[step] for key, value in obs.items()} if isinstance(obs, dict) else obs[step]
-            # As SB3 stores them: a discrete observation has a second dimension there
-            buffer.cost_values[step] = self._cost_values(obs_as_tensor(obs, self.device))
+        obs = self._flat_observations()
+        chunks = [
+            slice(start, start + PREDICTION_CHUNK) for start in range(0, buffer.buffer_size * buffer.n_envs, PREDICTION_CHUNK)
+        ]
+        # As SB3 stores them: a discrete observation has a second dimension there
+        values = [self._cost_values(obs_as_tensor(_slice(obs, chunk), self.device)) for chunk in chunks]
+        buffer.cost_values = np.concatenate(values).reshape(buffer.costs.shape)
         last_values = self._cost_values(obs_as_tensor(self._last_obs, self.device))
         next_values = np.concatenate([buffer.cost_values[1:], last_values[None]])
         next_values[buffer.episode_ends] = 0.0
@@ -729,10 +735,10 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         return self
 
 
+def _slice(data: Any, index: slice) -> Any:
+    return {key: value[index] for key, value in data.items()} if isinstance(data, dict) else data[index]
+
+
 def _thin(rollout_data: CostRolloutBufferSamples, factor: int) -> CostRolloutBufferSamples:
     """Every ``factor``-th sample."""
-
-    def thin(data: Any) -> Any:
-        return {key: value[::factor] for key, value in data.items()} if isinstance(data, dict) else data[::factor]
-
-    return rollout_data if factor == 1 else CostRolloutBufferSamples(*map(thin, rollout_data))
+    return CostRolloutBufferSamples(*(_slice(data, slice(None, None, factor)) for data in rollout_data))
