@@ -142,7 +142,7 @@ def clip_action(action: Any, n_envs: int, n_actions: int) -> np.ndarray:
     """
     action = np.asarray(action)
     check_action(action, (n_envs, n_actions))
-    return np.clip(action, -1.0, 1.0, dtype=np.float64)
+    return np.minimum(np.maximum(action.astype(np.float64), -1.0), 1.0)  # np.clip has several times the overhead
 
 
 def check_action(action: np.ndarray, shape: tuple[int, int]) -> None:
@@ -172,9 +172,13 @@ def move_point(qpos: np.ndarray, control: np.ndarray, position_limit: float) -> 
     """
     speed, turn = control.T
     heading = qpos[:, 2] + turn
-    qvel = np.stack((speed * np.cos(heading), speed * np.sin(heading), turn), axis=1)
-    qpos = np.concatenate((np.clip(qpos[:, :2] + qvel[:, :2], -position_limit, position_limit), heading[:, None]), axis=1)
-    return qpos, qvel
+    new_qpos, qvel = np.empty(qpos.shape), np.empty(qpos.shape)
+    qvel[:, 0] = speed * np.cos(heading)
+    qvel[:, 1] = speed * np.sin(heading)
+    qvel[:, 2] = turn
+    new_qpos[:, :2] = np.minimum(np.maximum(qpos[:, :2] + qvel[:, :2], -position_limit), position_limit)
+    new_qpos[:, 2] = heading
+    return new_qpos, qvel
 
 
 def point_com(qpos: np.ndarray, com_offset: np.ndarray) -> np.ndarray:
@@ -235,10 +239,15 @@ def physics_state(
     return RobotState(qpos, qvel, com, com[:, :2], com_velocity[:, :2], contact_forces, action, healthy)
 
 
-def draw_start(rng: np.random.Generator, init_qpos: np.ndarray, nv: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the qpos and qvel with which one episode starts."""
-    qpos = init_qpos + 0.01 * rng.standard_normal(len(init_qpos))
-    return qpos, 0.1 * rng.standard_normal(nv)
+def start_state(noise: np.ndarray, init_qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The states qpos (n_envs, nq) and qvel (n_envs, nv) with which episodes start.
+
+    :param noise: (n_envs, nq + nv), standard normal
+    :param init_qpos: (nq,)
+    """
+    nq = len(init_qpos)
+    return init_qpos + 0.01 * noise[:, :nq], 0.1 * noise[:, nq:]
 
 
 class RobotEnv(MujocoEnv):
@@ -339,7 +348,9 @@ class RobotEnv(MujocoEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         gym.Env.reset(self, seed=seed)
         mujoco.mj_resetData(self.model, self.data)
-        self.set_state(*draw_start(self.np_random, self.init_qpos, self.model.nv))
+        noise = self.np_random.standard_normal((1, self.model.nq + self.model.nv))
+        qpos, qvel = start_state(noise, self.init_qpos)
+        self.set_state(qpos[0], qvel[0])
         return observe(self.robot_state)[0], {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:  # type: ignore[override]

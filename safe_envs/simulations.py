@@ -22,11 +22,14 @@ class PointSimulation:
         self.is_broken: np.ndarray | None = None
         self.qpos = np.zeros((n_envs, env.model.nq))
         self.qvel = np.zeros((n_envs, env.model.nv))
+        self._n_noise = env.model.nq + env.model.nv
         self._com_offset = env.com_offset.copy()
         self._control_range = env.model.actuator_ctrlrange.copy()
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return robots.draw_start(rng, self.env.init_qpos, self.env.model.nv)
+    def draw(self, rngs: list[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
+        """Draw qpos and qvel with which some copies start, one row for each generator."""
+        noise = np.array([rng.standard_normal(self._n_noise) for rng in rngs])
+        return robots.start_state(noise, self.env.init_qpos)
 
     def start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> RobotState:
         """Put some copies into a state; the result has one row for each of them."""
@@ -66,12 +69,15 @@ class PhysicsSimulation:
         stage = mujoco.mjtStage.mjSTAGE_VEL if self._cfrc_ext is None else mujoco.mjtStage.mjSTAGE_ACC
         self.stage = stage.value
         self._control_range = env.model.actuator_ctrlrange.copy()
+        self._n_noise = env.model.nq + env.model.nv
         first, last = min(map(int, BAD_STATE_WARNINGS)), max(map(int, BAD_STATE_WARNINGS))
         self._n_bad_states = self.batch.warning[:, first : last + 1, 1]
         self._none_broken = np.zeros(n_envs, dtype=bool)
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return robots.draw_start(rng, self.env.init_qpos, self.env.model.nv)
+    def draw(self, rngs: list[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
+        """Draw qpos and qvel with which some copies start, one row for each generator."""
+        noise = np.array([rng.standard_normal(self._n_noise) for rng in rngs])
+        return robots.start_state(noise, self.env.init_qpos)
 
     def start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> RobotState:
         """Put some copies into a state; the result has one row for each of them."""

@@ -131,6 +131,7 @@ class BatchVecEnv(VecEnv):
         self.metadata = self.envs[0].metadata
         self._actions = np.zeros((n_envs, *self.action_space.shape), dtype=self.action_space.dtype)  # type: ignore[misc]
         self._episode: Episode = {}
+        self._rngs: list[np.random.Generator] = []
         self._lengths = np.zeros(n_envs, dtype=np.int64)
         self._sums: dict[str, np.ndarray] = {}
 
@@ -141,6 +142,7 @@ class BatchVecEnv(VecEnv):
             if monitor is not None and not monitor.allow_early_resets and self._is_running:
                 raise RuntimeError("Tried to reset an environment before done: Monitor has allow_early_resets=False.")
             gym.Env.reset(env.unwrapped, seed=seed)
+        self._rngs = [env.unwrapped.np_random for env in self.envs]
         self._is_running = True
         self._episode = {}
         self._lengths[:] = 0
@@ -153,14 +155,9 @@ class BatchVecEnv(VecEnv):
 
     def _start(self, rows: np.ndarray) -> np.ndarray:
         """Begin a new episode in some copies; the result has one observation for each of them."""
-        qpos, qvel, variables = [], [], []
-        for row in rows.tolist():
-            rng = self.envs[row].unwrapped.np_random
-            start = self.simulation.draw(rng)
-            qpos.append(start[0])
-            qvel.append(start[1])
-            variables.append(self.task.begin(rng))
-        state = self.simulation.start(rows, np.array(qpos), np.array(qvel))
+        rngs = [self._rngs[row] for row in rows.tolist()]
+        state = self.simulation.start(rows, *self.simulation.draw(rngs))
+        variables = [self.task.begin(rng) for rng in rngs]
         new = {key: np.array([variable[key] for variable in variables]) for key in variables[0]}
         if len(rows) == self.num_envs:
             self._episode = new
@@ -295,7 +292,9 @@ class BatchVecEnv(VecEnv):
         rows = list(self._get_indices(indices))
         if method_name in _FORBIDDEN_METHODS:
             raise AttributeError(f"BatchVecEnv cannot {method_name} a single copy: {_FORBIDDEN_METHODS[method_name]}.")
-        methods = [self.envs[row].get_wrapper_attr(method_name) for row in rows]
+        # OrderEnforcing has not seen the reset
+        envs = self._tasks if method_name == "render" else self.envs
+        methods = [envs[row].get_wrapper_attr(method_name) for row in rows]
         if method_name == "set_state":
             for row in rows:
                 qpos, qvel = self._check_state(*method_args, **method_kwargs)

@@ -210,12 +210,17 @@ class V4Simulation:
             position[:, 1] = 0.0  # the second coordinate is a height
         return position
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, rngs: list[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
+        """Draw qpos and qvel with which some copies start, one row for each generator."""
         env, scale = self.env, self.env._reset_noise_scale
-        qpos = env.init_qpos + rng.uniform(low=-scale, high=scale, size=env.model.nq)
-        if isinstance(env, AntEnv | HalfCheetahEnv):
-            return qpos, env.init_qvel + scale * rng.standard_normal(env.model.nv)
-        return qpos, env.init_qvel + rng.uniform(low=-scale, high=scale, size=env.model.nv)
+        qpos, qvel = [], []
+        for rng in rngs:
+            qpos.append(env.init_qpos + rng.uniform(low=-scale, high=scale, size=env.model.nq))
+            if isinstance(env, AntEnv | HalfCheetahEnv):
+                qvel.append(env.init_qvel + scale * rng.standard_normal(env.model.nv))
+            else:
+                qvel.append(env.init_qvel + rng.uniform(low=-scale, high=scale, size=env.model.nv))
+        return np.array(qpos), np.array(qvel)
 
     def start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> V4State:
         """Put some copies into a state; the result has one row for each of them."""

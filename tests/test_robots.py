@@ -1,0 +1,431 @@
+"""The robots against the specification's numbers, and against MuJoCo by other routes."""
+
+import copy
+import pickle
+
+import mujoco
+import numpy as np
+import pytest
+
+from safe_envs import robots
+from safe_envs.circle import CircleScenery, CircleTask
+from safe_envs.robots import ANT, HUMANOID, POINT, RobotEnv
+
+ALL_ROBOTS = [POINT, ANT, HUMANOID]
+
+
+def test_point_drives_along_its_new_heading():
+    env = RobotEnv(POINT)
+    env.reset(seed=0)
+    env.set_state(np.array([1.0, 2.0, 0.5]), np.zeros(3))
+    # speed 0.6 * 1, turn 0.4 * 0.25 = 0.1: heading 0.6; cos 0.6 = 0.825335615, sin 0.6 = 0.564642473
+    observation, _, terminated, _, _ = env.step(np.array([0.6, 0.4]))
+    assert observation[:3] == pytest.approx([1.495201369, 2.338785484, 0.6], abs=1e-8)
+    assert observation[3:6] == pytest.approx([0.495201369, 0.338785484, 0.1], abs=1e-8)
+    assert not terminated
+
+
+def test_point_drives_backwards_and_turns_right():
+    qpos, qvel = robots.move_point(np.array([[0.0, 0.0, np.pi / 2]]), np.array([[-1.0, -0.25]]), 40.0)
+    # heading pi/2 - 0.25: cos = sin 0.25 = 0.247403959, sin = cos 0.25 = 0.968912422
+    assert qpos[0] == pytest.approx([-0.247403959, -0.968912422, 1.320796327], abs=1e-8)
+    assert qvel[0] == pytest.approx([-0.247403959, -0.968912422, -0.25], abs=1e-8)
+
+
+def test_point_stops_at_the_limit_but_its_displacement_does_not():
+    qpos, qvel = robots.move_point(np.array([[39.5, -39.5, -np.pi / 4]]), np.array([[1.0, 0.0]]), 40.0)
+    assert qpos[0, :2].tolist() == [40.0, -40.0]
+    assert qvel[0, :2] == pytest.approx([0.7071067812, -0.7071067812])
+
+
+def test_point_com_lies_ahead_of_its_joint():
+    model = RobotEnv(POINT).model
+    # sphere 100 * 4/3 pi 0.125 = 52.36, box 100 * 1 * 0.2 * 0.2 = 4, at 0.6
+    assert model.body_mass.sum() == pytest.approx(56.36, abs=0.005)
+    assert model.body("torso").ipos == pytest.approx([0.04258, 0.0, 0.5], abs=5e-6)
+    com = robots.point_com(np.array([[1.0, 2.0, np.pi / 2]]), np.array([0.04258, 0.0, 0.5]))
+    assert com[0] == pytest.approx([1.0, 2.04258, 0.5])
+
+
+@pytest.mark.parametrize("robot", ALL_ROBOTS, ids=lambda robot: robot.name)
+def test_com_and_its_velocity_agree_with_the_jacobian(robot):
+    env = RobotEnv(robot)
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    torso = env.model.body("torso").id
+    assert env.robot_state.com[0] == pytest.approx(env.data.subtree_com[torso], abs=1e-12)
+    if robot is POINT:
+        return  # its velocity is the displacement of the step
+    jacobian = np.zeros((3, env.model.nv))
+    mujoco.mj_jacSubtreeCom(env.model, env.data, jacobian, torso)
+    expected = jacobian @ env.data.qvel
+    assert np.abs(expected).max() > 0.01
+    assert env.robot_state.velocity[0] == pytest.approx(expected[:2], abs=1e-10)
+    assert env.data.subtree_linvel[torso] == pytest.approx(expected, abs=1e-10)
+
+
+def test_ant_is_the_packaged_ant_with_four_differences():
+    env = RobotEnv(ANT)
+    model = env.model
+    assert (model.nq, model.nv, model.nu, model.nbody, model.ncam) == (15, 14, 8, 14, 0)
+    assert model.body_mass.sum() == pytest.approx(0.9109, abs=5e-5)
+    assert model.opt.timestep == 0.02
+    assert model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+    assert np.allclose(model.geom_solref, [0.02, 1.0])
+    assert np.allclose(model.geom_solimp[:, :3], [0.8, 0.8, 0.01])
+    assert np.allclose(model.actuator_ctrlrange, [-150.0, 150.0])
+    assert np.allclose(model.actuator_gear[:, 0], 1.0)
+    joints = [model.joint(model.actuator_trnid[index, 0]).name for index in range(8)]
+    assert joints == ["hip_4", "ankle_4", "hip_1", "ankle_1", "hip_2", "ankle_2", "hip_3", "ankle_3"]
+    assert env.init_qpos.tolist() == [0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1]
+
+
+# body: parent, position, quaternion, inertial position, mass, diagonal inertia, inertial quaternion
+HUMANOID_BODIES = {
+    "torso": ("world", (0, 0, 1.4), (1, 0, 0, 0), (0, 0, 0.0403624), 8.32208, (0.159056, 0.147471, 0.0330627), (1, 0, 0, 0)),
+    "pelvis": (
+        "torso", (0, 0, -0.425), (0.999998, 0, -0.002, 0), (-0.0148387, 0, 0.0387097), 7.88854,
+        (0.0795697, 0.0619562, 0.0449816), (0.997805, 0, 0.0662273, 0),
+    ),
+    "right_thigh": (
+        "pelvis", (0, -0.1, -0.04), (1, 0, 0, 0), (0, 0.005, -0.17), 5.37761,
+        (0.0792387, 0.0792387, 0.0113602), (0.999892, 0.0147011, 0, 0),
+    ),
+    "right_shin": (
+        "right_thigh", (0, 0.01, -0.403), (1, 0, 0, 0), (0, 0, -0.181), 3.10016,
+        (0.045501, 0.045501, 0.00372174), (1, 0, 0, 0),
+    ),
+    "right_foot": ("right_shin", (0, 0, -0.45), (1, 0, 0, 0), (0, 0, 0.1), 1.76714587, (0.00397607820,) * 3, (1, 0, 0, 0)),
+    "left_thigh": (
+        "pelvis", (0, 0.1, -0.04), (1, 0, 0, 0), (0, -0.005, -0.17), 5.37761,
+        (0.0792387, 0.0792387, 0.0113602), (0.999892, -0.0147011, 0, 0),
+    ),
+    "left_shin": (
+        "left_thigh", (0, -0.01, -0.403), (1, 0, 0, 0), (0, 0, -0.181), 3.10016,
+        (0.045501, 0.045501, 0.00372174), (1, 0, 0, 0),
+    ),
+    "left_foot": ("left_shin", (0, 0, -0.45), (1, 0, 0, 0), (0, 0, 0.1), 1.76714587, (0.00397607820,) * 3, (1, 0, 0, 0)),
+    "right_upper_arm": (
+        "torso", (0, -0.17, 0.06), (1, 0, 0, 0), (0.08, -0.08, -0.08), 1.59406,
+        (0.0139972, 0.0139972, 0.00127525), (0.888074, -0.325058, -0.325058, 0),
+    ),
+    "left_upper_arm": (
+        "torso", (0, 0.17, 0.06), (1, 0, 0, 0), (0.08, 0.08, -0.08), 1.59406,
+        (0.0139972, 0.0139972, 0.00127525), (0.888074, 0.325058, -0.325058, 0),
+    ),
+}  # fmt: skip
+
+# joint: body, position, axis, range, stiffness, control range
+_DIAGONAL = 0.707107
+HUMANOID_JOINTS = {
+    "right_hip1": ("right_thigh", (0, 0, 0), (1, 0, 0), (-0.15, 0.0872665), 10, 100),
+    "right_hip3": ("right_thigh", (0, 0, 0), (0, 1, 0), (-1.91986, 0.174533), 20, 100),
+    "right_knee": ("right_shin", (0, 0, 0.05), (0, -1, 0), (-1.3, -0.0349066), 0, 100),
+    "left_hip1": ("left_thigh", (0, 0, 0), (-1, 0, 0), (-0.15, 0.0872665), 10, 100),
+    "left_hip3": ("left_thigh", (0, 0, 0), (0, 1, 0), (-1.91986, 0.174533), 20, 100),
+    "left_knee": ("left_shin", (0, 0, 0.05), (0, -1, 0), (-1.3, -0.0349066), 0, 100),
+    "right_shoulder1": ("right_upper_arm", (0, 0, 0), (0, -_DIAGONAL, _DIAGONAL), (-1.0472, 0.785398), 1, 20),
+    "right_shoulder2": ("right_upper_arm", (0, 0, 0), (0.816497, 0.408248, 0.408248), (-0.785398, 0.785398), 1, 20),
+    "left_shoulder1": ("left_upper_arm", (0, 0, 0), (0, _DIAGONAL, _DIAGONAL), (-1.0472, 0.785398), 1, 20),
+    "left_shoulder2": ("left_upper_arm", (0, 0, 0), (0.816497, -0.408248, 0.408248), (-0.785398, 0.785398), 1, 20),
+}
+
+# geoms of each body: type, size (radius and half-length), position, quaternion
+_SIDEWAYS = (0.707107, 0.707107, 0, 0)
+HUMANOID_GEOMS = {
+    "torso": [
+        ("capsule", (0.07, 0.07), (0, 0, 0), _SIDEWAYS),
+        ("sphere", (0.09,), (0, 0, 0.19), (1, 0, 0, 0)),
+        ("capsule", (0.06, 0.06), (0, 0, -0.12), _SIDEWAYS),
+    ],
+    "pelvis": [
+        ("capsule", (0.06, 0.06), (0, 0, 0.15), _SIDEWAYS),
+        ("capsule", (0.09, 0.07), (-0.02, 0, 0), _SIDEWAYS),
+    ],
+    "right_thigh": [("capsule", (0.065, 0.170074), (0, 0.005, -0.17), (0.999892, 0.0147011, 0, 0))],
+    "left_thigh": [("capsule", (0.065, 0.170074), (0, -0.005, -0.17), (0.999892, -0.0147011, 0, 0))],
+    "right_shin": [("capsule", (0.049, 0.181), (0, 0, -0.181), (1, 0, 0, 0))],
+    "left_shin": [("capsule", (0.049, 0.181), (0, 0, -0.181), (1, 0, 0, 0))],
+    "right_foot": [("sphere", (0.075,), (0, 0, 0.1), (1, 0, 0, 0))],
+    "left_foot": [("sphere", (0.075,), (0, 0, 0.1), (1, 0, 0, 0))],
+    "right_upper_arm": [("capsule", (0.04, 0.2), (0.08, -0.08, -0.08), (0.888074, -0.325058, -0.325058, 0))],
+    "left_upper_arm": [("capsule", (0.04, 0.2), (0.08, 0.08, -0.08), (0.888074, 0.325058, -0.325058, 0))],
+}
+
+
+def test_humanoid_bodies_are_those_of_the_table():
+    model = RobotEnv(HUMANOID).model
+    assert (model.nq, model.nv, model.nu, model.nbody) == (17, 16, 10, 11)
+    assert [model.body(index).name for index in range(1, 11)] == list(HUMANOID_BODIES)
+    assert model.body_mass.sum() == pytest.approx(39.8886, abs=5e-5)
+    for name, (parent, pos, quat, ipos, mass, inertia, iquat) in HUMANOID_BODIES.items():
+        body = model.body(name)
+        assert model.body(body.parentid[0]).name == parent
+        assert body.pos == pytest.approx(pos, abs=1e-9), name
+        assert body.quat == pytest.approx(quat, abs=1e-6), name
+        assert body.ipos == pytest.approx(ipos, abs=1e-9), name
+        assert body.mass[0] == pytest.approx(mass, abs=1e-8), name
+        assert body.inertia == pytest.approx(inertia, abs=1e-9), name
+        assert body.iquat == pytest.approx(iquat, abs=1e-5), name
+
+
+def test_humanoid_joints_and_motors_are_those_of_the_table():
+    model = RobotEnv(HUMANOID).model
+    root = model.joint(0)
+    assert (root.name, root.type[0]) == ("root", mujoco.mjtJoint.mjJNT_FREE)
+    assert np.all(model.dof_armature[:6] == 0.0)
+    assert np.all(model.dof_damping[:6] == 0.0)
+    assert np.all(model.dof_armature[6:] == 1.0)
+    assert np.all(model.dof_damping[6:] == 1.0)
+    assert np.all(model.jnt_margin == 0.01)
+    assert model.jnt_limited.tolist() == [0] + [1] * 10
+    assert [model.joint(index).name for index in range(1, 11)] == list(HUMANOID_JOINTS)
+    assert [model.joint(joint).name for joint in model.actuator_trnid[:, 0]] == list(HUMANOID_JOINTS)
+    assert np.all(model.actuator_gear[:, 0] == 1.0)
+    for index, (name, (body, pos, axis, limits, stiffness, control)) in enumerate(HUMANOID_JOINTS.items()):
+        joint = model.joint(name)
+        assert model.body(joint.bodyid[0]).name == body
+        assert joint.pos == pytest.approx(pos, abs=1e-9), name
+        assert joint.axis == pytest.approx(axis, abs=1e-6), name
+        assert joint.range == pytest.approx(limits, abs=1e-9), name
+        assert np.ravel(joint.stiffness)[0] == stiffness, name
+        assert model.actuator_ctrlrange[index].tolist() == [-control, control]
+
+
+def test_humanoid_geoms_are_those_of_the_table():
+    model = RobotEnv(HUMANOID).model
+    types = {"capsule": mujoco.mjtGeom.mjGEOM_CAPSULE, "sphere": mujoco.mjtGeom.mjGEOM_SPHERE}
+    for body, expected in HUMANOID_GEOMS.items():
+        first, count = model.body(body).geomadr[0], model.body(body).geomnum[0]
+        assert count == len(expected)
+        for index, (kind, size, pos, quat) in enumerate(expected, start=first):
+            geom = model.geom(index)
+            assert geom.type[0] == types[kind]
+            assert geom.size[: len(size)] == pytest.approx(size, abs=1e-9)
+            assert geom.pos == pytest.approx(pos, abs=1e-9)
+            assert geom.quat == pytest.approx(quat, abs=1e-5)
+    assert np.all(model.geom_condim == 3)
+    assert np.all(model.geom_margin == 0.1)
+    assert np.allclose(model.geom_friction, [1.0, 0.5, 0.5])
+    assert np.allclose(model.geom_solref, [0.02, 1.0])
+    assert np.allclose(model.geom_solimp, [0.9, 0.95, 0.001, 0.5, 2.0])
+    floor = model.geom("floor")
+    assert floor.type[0] == mujoco.mjtGeom.mjGEOM_PLANE
+    assert floor.pos.tolist() == [0.0, 0.0, 0.0]
+    assert [geom for geom in range(model.ngeom) if model.geom_conaffinity[geom]] == [floor.id]
+    assert model.opt.timestep == 0.01
+
+
+def test_humanoid_senses_the_contact_forces():
+    env = RobotEnv(HUMANOID)
+    env.reset(seed=0)
+    upward = 0.0
+    for _ in range(100):  # it drops from a hand's breadth
+        observation, *_ = env.step(np.zeros(10))
+        upward = 0.0
+        for index in range(env.data.ncon):
+            force = np.zeros(6)
+            mujoco.mj_contactForce(env.model, env.data, index, force)
+            upward += env.data.contact[index].frame[2] * force[0]
+        if upward > 100.0:
+            break
+    assert upward > 100.0
+    # Force is the second half of each row; the world's own row is left out of the sum
+    assert env.data.cfrc_ext[1:, 5].sum() == pytest.approx(upward, rel=1e-9)
+    assert observation[33:99] == pytest.approx(np.clip(env.data.cfrc_ext, -1.0, 1.0).ravel(), abs=0.0)
+    assert np.abs(observation[33:99]).max() == 1.0
+
+
+@pytest.mark.parametrize(("robot", "size"), [(POINT, 9), (ANT, 32), (HUMANOID, 102)], ids=["Point", "Ant", "Humanoid"])
+def test_observation_is_qpos_qvel_and_com(robot, size):
+    env = RobotEnv(robot)
+    env.reset(seed=3)
+    observation, *_ = env.step(env.action_space.sample())
+    nq, nv = env.model.nq, env.model.nv
+    assert observation.shape == env.observation_space.shape == (size,)
+    assert observation.dtype == np.float64
+    assert np.array_equal(observation[:nq], env.data.qpos)
+    assert np.array_equal(observation[nq : nq + nv], env.data.qvel)
+    assert observation[-3:] == pytest.approx(env.data.subtree_com[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("robot", ALL_ROBOTS, ids=lambda robot: robot.name)
+def test_start_is_drawn_around_the_robots_pose(robot):
+    env = RobotEnv(robot)
+    env.reset(seed=0)
+    starts = np.array([(env.reset(), env.data.qpos.copy(), env.data.qvel.copy())[1:] for _ in range(400)], dtype=object)
+    qpos = np.array(starts[:, 0].tolist()) - env.init_qpos
+    qvel = np.array(starts[:, 1].tolist())
+    # 400 * nq numbers: the estimated deviation is within 10 % at five sigma and more
+    assert qpos.std() == pytest.approx(0.01, rel=0.1)
+    assert qvel.std() == pytest.approx(0.1, rel=0.1)
+    assert np.abs(qpos.mean(axis=0)).max() < 0.0025
+    assert np.abs(qvel.mean(axis=0)).max() < 0.025
+
+
+def test_normalised_action_is_mapped_to_the_control_range_and_clipped():
+    env = RobotEnv(HUMANOID)
+    env.reset(seed=0)
+    env.step(np.array([1.0, -1.0, 0.5, 0.0, 7.0, -7.0, 1.0, -0.25, 0.0, 3.0], dtype=np.float32))
+    assert env.data.ctrl.tolist() == [100.0, -100.0, 50.0, 0.0, 100.0, -100.0, 20.0, -5.0, 0.0, 20.0]
+    control = robots.to_control(np.array([[-1.0, 0.0, 1.0]]), np.array([[0.0, 4.0], [2.0, 4.0], [-3.0, 1.0]]))
+    assert control.tolist() == [[0.0, 3.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.full(8, np.nan), "not finite"),
+        (np.array([0.0] * 7 + [np.inf]), "not finite"),
+        (np.zeros(7), r"shape \(1, 8\)"),
+        (np.zeros((1, 8)), r"got \(1, 1, 8\)"),
+        (np.array(["a"] * 8), "numbers"),
+    ],
+)
+def test_bad_actions_are_errors(action, message):
+    env = RobotEnv(ANT)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.step(action)
+
+
+@pytest.mark.parametrize("robot", [ANT, HUMANOID], ids=lambda robot: robot.name)
+def test_looking_at_the_result_does_not_change_the_trajectory(robot):
+    env = RobotEnv(robot)
+    env.reset(seed=5)
+    data = copy.copy(env.data)
+    env.action_space.seed(5)
+    for _ in range(40):
+        action = env.action_space.sample()
+        env.step(action)
+        data.ctrl[:] = robots.to_control(action.astype(np.float64)[None], env.model.actuator_ctrlrange)[0]
+        mujoco.mj_step(env.model, data)
+        assert np.array_equal(env.data.qpos, data.qpos)
+        assert np.array_equal(env.data.qvel, data.qvel)
+
+
+@pytest.mark.parametrize("robot", ALL_ROBOTS, ids=lambda robot: robot.name)
+def test_transition_depends_on_state_and_action_alone(robot):
+    env = RobotEnv(robot)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(10):
+        env.step(env.action_space.sample())
+    qpos, qvel = env.data.qpos.copy(), env.data.qvel.copy()
+    action = env.action_space.sample()
+    results = []
+    for n_steps_before in (0, 3, 17):
+        for _ in range(n_steps_before):
+            env.step(env.action_space.sample())
+        env.set_state(qpos, qvel)
+        results.append(env.step(action)[0])
+    env = RobotEnv(robot)
+    env.set_state(qpos, qvel)
+    results.append(env.step(action)[0])
+    for result in results[1:]:
+        assert np.array_equal(results[0], result)
+
+
+def test_set_state_names_a_wrong_shape():
+    env = RobotEnv(ANT)
+    with pytest.raises(ValueError, match=r"qpos of shape \(15,\)"):
+        env.set_state(np.zeros(14), np.zeros(14))
+
+
+@pytest.mark.parametrize(
+    ("robot", "height", "expected"),
+    [
+        (ANT, 0.2, True), (ANT, 1.0, True), (ANT, 0.19999, False), (ANT, 1.00001, False), (ANT, np.nan, False),
+        (HUMANOID, 0.8, True), (HUMANOID, 2.0, True), (HUMANOID, 0.79999, False), (HUMANOID, 2.00001, False),
+        (POINT, 99.0, True),
+    ],
+)  # fmt: skip
+def test_health_is_a_closed_range_of_heights(robot, height, expected):
+    qpos = np.zeros((1, 15))
+    qpos[0, 2] = height
+    assert robots.is_healthy(robot, qpos).tolist() == [expected]
+
+
+def test_falling_ends_the_episode():
+    env = RobotEnv(ANT)
+    env.reset(seed=0)
+    qpos = env.init_qpos.copy()
+    qpos[2] = 1.2
+    env.set_state(qpos, np.zeros(14))
+    assert env.step(np.zeros(8))[2] is True
+    qpos[2] = 0.6
+    env.set_state(qpos, np.zeros(14))
+    assert env.step(np.zeros(8))[2] is False
+
+
+@pytest.mark.parametrize("entry", [np.nan, 1e11])
+def test_broken_simulation_ends_the_episode_and_is_counted(entry):
+    task = CircleTask(RobotEnv(ANT))
+    task.reset(seed=0)
+    env = task.unwrapped
+    env.data.qvel[3] = entry
+    with pytest.warns(UserWarning, match="numerically broken"):
+        observation, _, terminated, _, info = task.step(np.zeros(8, dtype=np.float32))
+    assert terminated
+    assert info["simulation_broken"] == 1.0
+    assert task.n_broken_simulations == 1
+    assert np.isfinite(observation).all()
+    task.reset()
+    _, _, terminated, _, info = task.step(np.zeros(8, dtype=np.float32))
+    assert not terminated
+    assert "simulation_broken" not in info
+
+
+def test_yaw_is_the_direction_of_the_torsos_x_axis():
+    rng = np.random.default_rng(0)
+    env = RobotEnv(ANT)
+    for _ in range(20):
+        qpos = env.init_qpos.copy()
+        qpos[3:7] = rng.standard_normal(4)
+        qpos[3:7] /= np.linalg.norm(qpos[3:7])
+        env.set_state(qpos, np.zeros(14))
+        ahead = env.data.body("torso").xmat.reshape(3, 3)[:, 0]
+        assert robots.yaw(ANT, qpos[None])[0] == pytest.approx(np.arctan2(ahead[1], ahead[0]), abs=1e-9)
+    assert robots.yaw(POINT, np.array([[1.0, 2.0, 7.5]])).tolist() == [7.5]
+
+
+def test_scenery_touches_nothing():
+    plain, scenic = RobotEnv(ANT), RobotEnv(ANT)
+    scenic.add_scenery(CircleScenery(0.3, 0.1))
+    added = range(plain.model.ngeom, scenic.model.ngeom)
+    names = {scenic.model.geom(index).name for index in range(scenic.model.ngeom)}
+    assert {"panel_left", "panel_right", "target_circle"} <= names
+    assert len(added) == 4
+    for name in ("panel_left", "panel_right", "target_circle", "safe_region"):
+        geom = scenic.model.geom(name)
+        assert (geom.bodyid[0], geom.contype[0], geom.conaffinity[0]) == (0, 0, 0)
+    plain.reset(seed=0)
+    scenic.reset(seed=0)
+    plain.action_space.seed(0)
+    for _ in range(60):
+        action = plain.action_space.sample()
+        assert np.array_equal(plain.step(action)[0], scenic.step(action)[0])
+
+
+@pytest.mark.parametrize("robot", ALL_ROBOTS, ids=lambda robot: robot.name)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
+def test_copy_goes_on_where_the_original_is(robot, duplicate):
+    env = RobotEnv(robot)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(7):
+        env.step(env.action_space.sample())
+    twin = duplicate(env)
+    for _ in range(20):
+        action = env.action_space.sample()
+        assert np.array_equal(env.step(action)[0], twin.step(action)[0])
+    assert np.array_equal(env.reset()[0], twin.reset()[0])
+
+
+def test_models_are_not_shared():
+    first, second = RobotEnv(ANT), RobotEnv(ANT)
+    first.model.body_mass[:] = 7.0
+    assert second.model.body_mass.sum() == pytest.approx(0.9109, abs=5e-5)
+    assert RobotEnv(ANT).model.body_mass.sum() == pytest.approx(0.9109, abs=5e-5)

@@ -1,0 +1,154 @@
+"""The velocity tasks against gymnasium's own -v4 classes."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import safe_envs
+from safe_envs.velocity import ROBOT_CLASSES, VelocityTask, moving_speed, speed_cost
+
+THRESHOLDS = {
+    "Ant": 2.6222,
+    "HalfCheetah": 3.2096,
+    "Hopper": 0.7402,
+    "Humanoid": 1.4149,
+    "Swimmer": 0.2282,
+    "Walker2d": 2.3415,
+}
+
+
+@pytest.mark.parametrize("robot", THRESHOLDS)
+def test_observation_and_reward_are_those_of_v4(robot):
+    threshold = 0.3  # low enough for random actions to cross it
+    env = gym.make(f"Safe{robot}Velocity-v0", threshold=threshold)
+    reference = ROBOT_CLASSES[robot]()
+    assert env.action_space == reference.action_space
+    assert env.observation_space == reference.observation_space
+    assert env.spec.max_episode_steps == 1000
+    assert np.array_equal(env.reset(seed=7)[0], reference.reset(seed=7)[0])
+    env.action_space.seed(7)
+    costs = []
+    for _ in range(300):
+        action = env.action_space.sample()
+        observation, reward, terminated, truncated, info = env.step(action)
+        expected = reference.step(action)
+        assert np.array_equal(observation, expected[0])
+        assert reward == expected[1]
+        assert terminated == expected[2]
+        v4_info = expected[4]
+        speed = v4_info["x_velocity"]
+        if robot in ("Ant", "Humanoid"):
+            speed = np.hypot(v4_info["x_velocity"], v4_info["y_velocity"])
+        assert info["speed"] == pytest.approx(speed)
+        assert info["cost"] == float(speed > threshold)
+        assert all(type(value) is float for value in info.values())
+        for key, value in v4_info.items():
+            assert info[key] == pytest.approx(float(value), rel=1e-12)
+        costs.append(info["cost"])
+        if terminated or truncated:
+            env.reset()
+            reference.reset()
+    if robot != "Walker2d":  # which falls backwards
+        assert 0.0 < np.mean(costs) < 1.0
+
+
+@pytest.mark.parametrize("robot", THRESHOLDS)
+def test_batch_follows_v4_through_resets(robot):
+    """Against the raw classes, with nothing of ours in between."""
+    n_envs, n_steps = 3, 400
+    venv = safe_envs.BatchVecEnv([lambda: gym.make(f"Safe{robot}Velocity-v0", max_episode_steps=150)] * n_envs, n_threads=2)
+    venv.seed(11)
+    observations = venv.reset()
+    references = [ROBOT_CLASSES[robot]() for _ in range(n_envs)]
+    assert np.array_equal(observations, [env.reset(seed=11 + index)[0] for index, env in enumerate(references)])
+    venv.action_space.seed(11)
+    lengths, n_resets = [0] * n_envs, 0
+    for _ in range(n_steps):
+        actions = np.array([venv.action_space.sample() for _ in range(n_envs)])
+        observations, rewards, dones, infos = venv.step(actions)
+        for index, env in enumerate(references):
+            expected, reward, terminated, _, _ = env.step(actions[index])
+            lengths[index] += 1
+            assert rewards[index] == np.float32(reward)
+            assert dones[index] == (terminated or lengths[index] == 150)
+            if dones[index]:
+                n_resets += 1
+                lengths[index] = 0
+                assert np.array_equal(infos[index]["terminal_observation"], expected)
+                expected = env.reset()[0]
+            assert np.array_equal(observations[index], expected)
+    assert n_resets >= 6
+
+
+def test_cost_begins_above_the_threshold():
+    assert speed_cost(np.array([-9.0, 0.0, 1.0, 1.0 + 1e-9, 9.0]), 1.0).tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]
+
+
+def test_planar_robots_may_run_backwards_and_the_others_not_even_sideways():
+    info = {"x_velocity": np.array([-3.0, 0.0, 3.0]), "y_velocity": np.array([4.0, -5.0, -4.0])}
+    assert moving_speed(info, is_planar=False).tolist() == [5.0, 5.0, 5.0]
+    assert moving_speed(info, is_planar=True).tolist() == [-3.0, 0.0, 3.0]
+
+
+@pytest.mark.parametrize(("robot", "threshold"), THRESHOLDS.items())
+def test_threshold_is_the_registered_one(robot, threshold):
+    spec = gym.spec(f"Safe{robot}Velocity-v0")
+    assert spec.kwargs == {"robot": robot, "threshold": threshold}
+    assert spec.max_episode_steps == 1000
+
+
+def test_arguments_reach_task_and_robot():
+    env = gym.make("SafeHopperVelocity-v0", threshold=0.1, healthy_reward=7.0)
+    assert env.get_wrapper_attr("threshold") == 0.1
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(np.zeros(3, dtype=np.float32))
+    assert reward == pytest.approx(7.0 + info["x_velocity"])
+
+
+def test_batch_reads_the_weights_of_its_robots():
+    def make():
+        return gym.make(
+            "SafeWalker2dVelocity-v0",
+            healthy_reward=7.0,
+            ctrl_cost_weight=0.5,
+            forward_reward_weight=2.0,
+            terminate_when_unhealthy=False,
+            exclude_current_positions_from_observation=False,
+        )
+
+    venv, env = safe_envs.BatchVecEnv([make]), make()
+    venv.seed(0)
+    assert np.array_equal(venv.reset()[0], env.reset(seed=0)[0])
+    for _ in range(200):
+        action = np.full(6, 0.9, dtype=np.float32)
+        observations, rewards, dones, _ = venv.step(action[None])
+        observation, reward, _, _, _ = env.step(action)
+        assert np.array_equal(observations[0], observation)
+        assert rewards[0] == np.float32(reward)
+        assert not dones[0]
+    assert not env.unwrapped.is_healthy
+
+
+def test_broken_simulation_ends_the_episode():
+    env = gym.make("SafeHalfCheetahVelocity-v0")
+    env.reset(seed=0)
+    env.unwrapped.data.qvel[3] = 1e12
+    with pytest.warns(UserWarning, match="numerically broken"):
+        _, _, terminated, _, info = env.step(np.zeros(6, dtype=np.float32))
+    assert terminated
+    assert info["simulation_broken"] == 1.0
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="'Dog'"):
+        gym.make("SafeAntVelocity-v0", robot="Dog")
+    with pytest.raises(TypeError, match="-v4 classes"):
+        VelocityTask(gym.make("CartPole-v1"), threshold=1.0)
+    with pytest.raises(ValueError, match="threshold must be positive"):
+        gym.make("SafeAntVelocity-v0", threshold=0.0)
+    env = gym.make("SafeAntVelocity-v0", disable_env_checker=True)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="not finite"):
+        env.step(np.full(8, np.nan))
+    with pytest.raises(ValueError, match="use_contact_forces"):
+        safe_envs.BatchVecEnv([lambda: gym.make("SafeAntVelocity-v0", use_contact_forces=True)])
