@@ -20,6 +20,7 @@ class TabularVecEnv(VecEnv):
     """
 
     actions: np.ndarray
+    render_mode = None
 
     def __init__(
         self, cmdp: TabularCMDP, n_envs: int, seed: int | None = None, cost_names: Sequence[str] | None = None

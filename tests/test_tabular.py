@@ -229,6 +229,14 @@ def test_random_problems_are_feasible_and_their_limits_bind(seed, n_costs):
         assert n_costs > 1 or cmdp.cost_limit == pytest.approx(unlimited.ep_cost_mean)
 
 
+def test_limits_of_random_problems_run_from_the_greediest_to_the_safest_policy():
+    loose, middle, tight = (random_cmdp(np.random.default_rng(3), tightness=tightness) for tightness in (0.0, 0.3, 1.0))
+    greediest, safest = policy_iteration(loose, loose.rewards), policy_iteration(loose, -loose.costs[0])
+    assert loose.cost_limit == pytest.approx(evaluate(loose, greediest).ep_cost_mean)
+    assert tight.cost_limit == pytest.approx(evaluate(tight, safest).ep_cost_mean)
+    assert middle.cost_limit == pytest.approx(0.7 * loose.cost_limit + 0.3 * tight.cost_limit)
+
+
 def test_random_problem_without_discount_is_refused():
     with pytest.raises(ValueError, match="`gamma` must be less than 1"):
         random_cmdp(np.random.default_rng(0), gamma=1.0)
@@ -382,9 +390,9 @@ def test_proposition_1_on_exact_updates(updates):
         gamma, before, after = cmdp.gamma, evaluate(cmdp, old), evaluate(cmdp, new)
         expected = (new * before.advantages).sum(axis=1)
         assert mean_kl_divergence(cmdp, old, new) <= target_kl + 1e-9
-        assert before.state_distribution @ expected >= -1e-5
+        assert before.state_distribution @ expected >= -2e-6
         worst = np.sqrt(2 * target_kl) * gamma * np.abs(expected).max() / (1 - gamma) ** 2
-        assert after.ep_rew_mean - before.ep_rew_mean >= -worst - 1e-5
+        assert after.ep_rew_mean - before.ep_rew_mean >= -worst - 2e-6
         n_active += mean_kl_divergence(cmdp, old, new) > 0.9 * target_kl
     assert n_active > N_PAIRS / 2  # the steps are real ones
 
@@ -396,7 +404,7 @@ def test_proposition_2_on_exact_updates(updates):
         gamma, before, after = cmdp.gamma, evaluate(cmdp, old), evaluate(cmdp, new)
         epsilon = np.abs((new * before.cost_advantages).sum(axis=2)).max(axis=1)
         worst = np.sqrt(2 * target_kl) * gamma * epsilon / (1 - gamma) ** 2
-        assert np.all(after.ep_cost_mean <= cmdp.cost_limit + worst + 1e-4)
+        assert np.all(after.ep_cost_mean <= cmdp.cost_limit + worst + 2e-6)
         n_exceeded += np.any(after.ep_cost_mean > cmdp.cost_limit + 1e-4)
     assert n_exceeded > N_PAIRS / 10  # the allowance is needed
 
