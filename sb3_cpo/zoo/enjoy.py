@@ -1,0 +1,98 @@
+"""``python -m sb3_cpo.zoo.enjoy``: watch a trained agent, and what it costs."""
+
+from typing import Any
+
+import numpy as np
+import rl_zoo3.enjoy
+import rl_zoo3.utils
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+import sb3_cpo.zoo  # noqa: F401  (makes our algorithms known to rl_zoo3)
+from sb3_cpo.cost_limits import parse_cost_limit
+from sb3_cpo.evaluation import EpisodeCostRecorder
+from sb3_cpo.zoo.arguments import Changes, run
+from sb3_cpo.zoo.experiment_manager import parse_limit_schedule
+
+DESCRIPTION = "Watch a trained agent: its episodes are rendered, and their return and cost are printed."
+
+EXAMPLES = """\
+examples:
+  the last run of CPO, its last model
+      %(prog)s --algo cpo --env SafePointCircle-v0
+  the best feasible model of run 3; only the numbers, of 5,000 steps, with the stochastic policy that the limit is for
+      %(prog)s --algo cpo --env SafePointCircle-v0 --exp-id 3 --load-best --no-render -n 5000 --stochastic
+  a checkpoint
+      %(prog)s --algo cpo --env SafeAntCircle-v0 --load-checkpoint 100000
+
+Without a screen, use --no-render, or scripts/record_video.py for a video.
+"""
+
+CHANGES: Changes = {
+    "--algo": {"default": "cpo"},
+    "--env": {"default": "SafePointCircle-v0"},
+    "--folder": {"default": "logs"},
+}
+
+
+class CostPrinter(VecEnvWrapper):
+    """
+    Prints the cost of each episode when it ends, and their mean when the environment is closed.
+
+    :param venv: the environments; SB3's ``Monitor`` is around each
+    :param cost_limit: limits of the run, in a form that the algorithms accept; None: none
+    """
+
+    def __init__(self, venv: VecEnv, cost_limit: Any = None):
+        super().__init__(venv)
+        # A schedule ends at the limit that the trained agent is for
+        self.limits = None if cost_limit is None else parse_cost_limit(cost_limit)
+        self._recorder = EpisodeCostRecorder(
+            None if self.limits is None else self.limits.keys, None if self.limits is None else self.limits.n_costs
+        )
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for index, (done, info) in enumerate(zip(dones, infos, strict=True)):
+            if self._recorder.cost_keys is None and "cost" not in info:
+                # SB3's algorithms in environments without costs
+                continue
+            n_episodes = len(self._recorder.episodes)
+            self._recorder({"i": index, "done": done, "info": info, "is_monitor_wrapped": True})
+            if len(self._recorder.episodes) > n_episodes:
+                print(f"Episode Cost: {self._describe(self._recorder.episodes[-1])}")
+        return observations, rewards, dones, infos
+
+    def _describe(self, costs: np.ndarray) -> str:
+        names = self._recorder.cost_keys
+        texts = [f"{cost:.2f}" for cost in costs]
+        return ", ".join(texts if names is None else [f"{text} ({name})" for text, name in zip(texts, names, strict=True)])
+
+    def close(self) -> None:
+        costs = self._recorder.episode_costs
+        if len(costs):
+            print(f"Mean cost: {self._describe(costs.mean(axis=0))} +/- {self._describe(costs.std(axis=0))}")
+        if len(costs) and self.limits is not None and self.limits.is_limited:
+            limit = self.limits.at(0.0)
+            verdict = "within" if (costs.mean(axis=0) <= limit).all() else "OVER"
+            print(f"Cost limit: {self._describe(limit)}, the mean is {verdict}")
+        super().close()
+
+
+def create_test_env(*args: Any, **kwargs: Any) -> VecEnv:
+    """rl_zoo3's, with a :class:`CostPrinter` around it."""
+    hyperparams = kwargs.get("hyperparams") or {}
+    return CostPrinter(rl_zoo3.utils.create_test_env(*args, **kwargs), parse_limit_schedule(hyperparams.get("cost_limit")))
+
+
+def enjoy(prog: str = "python -m sb3_cpo.zoo.enjoy") -> None:
+    """rl_zoo3's ``enjoy``, with costs and our defaults."""
+    rl_zoo3.enjoy.create_test_env = create_test_env
+    run(rl_zoo3.enjoy.enjoy, rl_zoo3.enjoy, CHANGES, prog=prog, description=DESCRIPTION, epilog=EXAMPLES)
+
+
+if __name__ == "__main__":
+    enjoy()

@@ -1,0 +1,189 @@
+"""rl_zoo3's ``ExperimentManager`` for constrained algorithms: limits and schedules, ``vec_env`` and the tuner."""
+
+import pickle
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import MaxTrialsCallback
+from optuna.trial import TrialState
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from safe_envs import BatchVecEnv
+from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.zoo.hyperparams_opt import describe_trial, is_feasible
+
+HYPERPARAMS_FOLDER = Path(__file__).parent / "hyperparams"
+VEC_ENVS: dict[str, type[VecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv, "batch": BatchVecEnv}
+
+
+def parse_limit_schedule(limit: Any) -> Any:
+    """
+    A ``cost_limit`` of a YAML file or of ``-params``, with its schedules made.
+
+    ``lin_25_5`` falls from 25 to 5 over the training, ``lin_25_5_0.5`` over its first half, ``lin_25`` from 25 to 0 as
+    rl_zoo3's own schedules do. Inside sequences and mappings likewise; other values stay as they are.
+    """
+    if isinstance(limit, str):
+        name, *numbers = limit.split("_")
+        try:
+            start, end, end_fraction = (*map(float, numbers), *(0.0, 1.0)[len(numbers) - 1 :])
+        except ValueError:
+            name = ""
+        if name != "lin":
+            raise ValueError(
+                f"cost_limit is {limit!r}: expected a number, or 'lin_start_end' or 'lin_start_end_fraction' for a schedule"
+            )
+        return LinearSchedule(start, end, end_fraction)
+    if isinstance(limit, Mapping):
+        return {key: parse_limit_schedule(value) for key, value in limit.items()}
+    if isinstance(limit, list | tuple):
+        return [parse_limit_schedule(value) for value in limit]
+    return limit
+
+
+class ConstrainedExperimentManager(ExperimentManager):
+    """
+    Beside rl_zoo3's: YAML files of our algorithms, ``cost_limit`` with schedules, ``cost_shaping``, ``vec_env: batch``, and a
+    hyperparameter optimisation that treats cost as a constraint.
+    """
+
+    def __init__(self, *args: Any, vec_env_type: str | None = None, config: str | None = None, **kwargs: Any):
+        algo = args[1] if len(args) > 1 else kwargs["algo"]
+        own_config = HYPERPARAMS_FOLDER / f"{algo}.yml"
+        if config is None and own_config.is_file():
+            config = str(own_config)
+        super().__init__(*args, vec_env_type="dummy", config=config, **kwargs)  # type: ignore[misc]
+        # What the command line says comes before what the YAML file says
+        self.vec_env_type = vec_env_type
+        if vec_env_type is not None:
+            self.vec_env_class = VEC_ENVS[vec_env_type]
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        if "cost_limit" in hyperparams:
+            hyperparams["cost_limit"] = parse_limit_schedule(hyperparams["cost_limit"])
+        return ExperimentManager._preprocess_schedules(hyperparams)
+
+    def _preprocess_hyperparams(
+        self, hyperparams: dict[str, Any]
+    ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
+        vec_env = hyperparams.pop("vec_env", None)
+        if vec_env is not None and vec_env not in VEC_ENVS:
+            raise ValueError(f"vec_env is {vec_env!r}: expected one of {', '.join(VEC_ENVS)}")
+        if vec_env is not None and self.vec_env_type is None:
+            self.vec_env_class = VEC_ENVS[vec_env]
+        if isinstance(hyperparams.get("cost_shaping"), str):
+            hyperparams["cost_shaping"] = eval(hyperparams["cost_shaping"], {"FailurePredictor": FailurePredictor})
+        return super()._preprocess_hyperparams(hyperparams)
+
+    # ---------------------------------------------------------------- hyperparameter optimisation
+
+    def objective(self, trial: optuna.Trial) -> float:
+        # What one trial learns, a cost predictor for instance, is not for the next
+        self._hyperparams = deepcopy(self._untouched_hyperparams)
+        return super().objective(trial)
+
+    def _create_study(self) -> optuna.Study:
+        storage: Any = self.storage
+        if storage is not None and storage.endswith(".log"):
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            storage = JournalStorage(JournalFileBackend(storage))
+        if storage is not None and self.study_name is None:
+            warnings.warn(
+                f"You passed a storage ({self.storage}) but no `--study-name`: Optuna will invent one. "
+                "Give all processes the same name to share the study."
+            )
+        sampler: BaseSampler = self._create_sampler(self.sampler)
+        study = optuna.create_study(
+            sampler=sampler,
+            pruner=self._create_pruner(self.pruner),
+            storage=storage,
+            study_name=self.study_name,
+            load_if_exists=True,
+            direction="maximize",
+        )
+        if "command" not in study.user_attrs:
+            study.set_user_attr("command", " ".join(sys.orig_argv))
+            # Save default hyperparams
+            for key in sorted(self._hyperparams):
+                study.set_user_attr(key, str(self._hyperparams[key]))
+        return study
+
+    def hyperparameters_optimization(self) -> None:
+        """
+        rl_zoo3's, which would end without its report where no trial is feasible or none is complete, and reports no costs.
+        """
+        if self.verbose > 0:
+            print(f"Optimizing hyperparameters. Sampler: {self.sampler} - Pruner: {self.pruner}")
+        if self.tensorboard_log is not None:
+            warnings.warn("Tensorboard log is deactivated when running hyperparameter optimization")
+            self.tensorboard_log = None
+        self._untouched_hyperparams = deepcopy(self._hyperparams)
+        study = self._create_study()
+        try:
+            if self.max_total_trials is None:
+                study.optimize(self.objective, n_jobs=self.n_jobs, n_trials=self.n_trials, gc_after_trial=True)
+            else:
+                # Trials that run elsewhere count: otherwise there were max_total_trials + number of workers in total
+                states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
+                if len(study.get_trials(states=states)) < self.max_total_trials:
+                    callbacks = [MaxTrialsCallback(self.max_total_trials, states=states)]
+                    study.optimize(self.objective, n_jobs=self.n_jobs, callbacks=callbacks, gc_after_trial=True)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._report(study)
+
+    def _report(self, study: optuna.Study) -> None:
+        trials = study.get_trials(deepcopy=False)
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        feasible = [trial for trial in complete if is_feasible(trial)]
+        n_pruned = sum(trial.state == TrialState.PRUNED for trial in trials)
+        print(f"Trials: {len(trials)}, complete: {len(complete)}, of which feasible: {len(feasible)}, pruned: {n_pruned}")
+        if feasible:
+            print("Best feasible trial:")
+            print(describe_trial(max(feasible, key=lambda trial: trial.value or 0.0)))
+        elif complete:
+            print("No trial is feasible. The one with the lowest violation:")
+            print(
+                describe_trial(min(complete, key=lambda trial: sum(max(value, 0.0) for value in trial.constraints.values())))
+            )
+        else:
+            print("No trial is complete.")
+
+        name = (
+            f"report_{self.env_name}_{self.n_trials}-trials-{self.n_timesteps}-{self.sampler}-{self.pruner}_{int(time.time())}"
+        )
+        path = Path(self.log_folder) / self.algo / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = study.trials_dataframe(attrs=("number", "value", "duration", "params", "user_attrs", "state"))
+        table.to_csv(f"{path}.csv")
+        # Save python object to inspect/re-use it later
+        with open(f"{path}.pkl", "wb") as file:
+            pickle.dump(study, file)
+        print(f"Report: {path}.csv")
+        if not self.no_optim_plots:
+            self._plot_study(study, path)
+
+    @staticmethod
+    def _plot_study(study: optuna.Study, path: Path) -> None:
+        """The same two plots as rl_zoo3's, as files: no window opens where there is no screen."""
+        try:
+            from optuna.visualization import plot_optimization_history, plot_param_importances
+
+            plot_optimization_history(study).write_html(f"{path}_history.html")
+            plot_param_importances(study).write_html(f"{path}_importances.html")
+        except (ValueError, ImportError, RuntimeError) as error:
+            print(f"No plots of the study: {error}")

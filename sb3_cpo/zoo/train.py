@@ -1,0 +1,51 @@
+"""``python -m sb3_cpo.zoo.train``: rl_zoo3's training script, for algorithms and environments with costs."""
+
+import rl_zoo3.train
+
+from sb3_cpo.zoo import ConstrainedExperimentManager
+from sb3_cpo.zoo.arguments import Changes, run
+from sb3_cpo.zoo.experiment_manager import VEC_ENVS
+
+DESCRIPTION = """\
+Train CPO, PDO, FPO, TRPO (or any algorithm of rl_zoo3) with the hyperparameters of a YAML file, evaluate on the way, and
+save everything in <log-folder>/<algo>/<env>_<run>: the last and the best feasible model, monitor.csv and evaluations.npz
+with costs, the configuration and the command.
+"""
+
+EXAMPLES = """\
+examples:
+  train CPO, with a progress bar that shows the cost against its limit, and TensorBoard
+      %(prog)s --algo cpo --env SafePointCircle-v0 -P -tb tb
+  another limit, and one that falls from 25 to 5 over the first half of training
+      %(prog)s --algo cpo --env SafePointCircle-v0 -params cost_limit:10
+      %(prog)s --algo cpo --env SafePointCircle-v0 -params cost_limit:"'lin_25_5_0.5'"
+  your own hyperparameters, an environment of your own package, all cores
+      %(prog)s --algo cpo --env MyEnv-v0 --gym-packages my_package --conf-file my.yml --vec-env subproc
+  save a checkpoint every 100,000 steps; continue from one
+      %(prog)s --algo cpo --env SafeAntCircle-v0 --save-freq 100000
+      %(prog)s --algo cpo --env SafeAntCircle-v0 -i logs/cpo/SafeAntCircle-v0_1/rl_model_100000_steps.zip
+  search hyperparameters: the cost is a constraint. Start it several times to use several processes
+      %(prog)s --algo cpo --env SafePointCircle-v0 -n 100000 -optimize --n-trials 50 --storage tune.log --study-name point
+
+The hyperparameters that are used are printed at the start; the YAML files are in sb3_cpo/zoo/hyperparams.
+"""
+
+CHANGES: Changes = {
+    "--algo": {"default": "cpo"},
+    "--env": {"default": "SafePointCircle-v0"},
+    "--vec-env": {
+        "default": None,
+        "choices": list(VEC_ENVS),
+        "help": "VecEnv type; batch steps all copies of one of our tasks at once (default: that of the YAML file, or dummy)",
+    },
+}
+
+
+def train(prog: str = "python -m sb3_cpo.zoo.train") -> None:
+    """rl_zoo3's ``train``, with our experiment manager and options."""
+    rl_zoo3.train.ExperimentManager = ConstrainedExperimentManager  # type: ignore[misc]
+    run(rl_zoo3.train.train, rl_zoo3.train, CHANGES, prog=prog, description=DESCRIPTION, epilog=EXAMPLES)
+
+
+if __name__ == "__main__":
+    train()
