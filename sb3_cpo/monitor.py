@@ -85,7 +85,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
     def _costs(self, info: Mapping[str, Any]) -> dict[str, float]:
         keys = self.cost_keys
         if keys is None:
-            keys = tuple(key for key in info if key == "cost" or (isinstance(key, str) and key.startswith("cost_")))
+            keys = tuple(key for key, value in info.items() if _is_cost(key, value))
         costs: dict[str, float] = {}
         for key in keys:
             value = np.asarray(info.get(key, np.nan), dtype=np.float64)
@@ -94,6 +94,12 @@ class CostMonitor(Monitor[ObsType, ActType]):
             else:
                 costs.update({f"{key}_{index}": float(entry) for index, entry in enumerate(value.flat)})
         return costs
+
+
+def _is_cost(key: Any, value: Any) -> bool:
+    """Not everything whose name begins like a cost's is a number: ``info["cost_name"] = "speed"``."""
+    is_named = key == "cost" or (isinstance(key, str) and key.startswith("cost_"))
+    return is_named and np.asarray(value).dtype.kind in "biuf"
 
 
 def make_vec_env(

@@ -1,0 +1,259 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from toy_envs import KnapsackEnv, RiskyEnv, ScriptedEnv, vec_env
+
+from sb3_cpo import CPO, TRPO, on_policy_algorithm
+from sb3_cpo import cpo as cpo_module
+from sb3_cpo.trust_region import trust_region_step
+
+SMALL = {"net_arch": [8]}
+KWARGS = {"n_steps": 32, "batch_size": 64, "device": "cpu", "seed": 0, "policy_kwargs": SMALL}
+
+
+class Updates(BaseCallback):
+    """Return and cost of each rollout, without the rewards that SB3 adds at time limits."""
+
+    def __init__(self):
+        super().__init__()
+        self.returns, self.costs, self.total = [], [], 0.0
+
+    def _on_step(self):
+        self.total += self.locals["rewards"].sum()
+        return True
+
+    def _on_rollout_end(self):
+        self.returns.append(self.total / self.model.raw_cost_estimate.n_episodes)
+        self.costs.append(self.model.ep_cost_mean.copy())
+        self.total = 0.0
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Arguments and results of every trust-region step that an algorithm takes."""
+    calls = []
+
+    def spy(params, evaluate, violation, target_kl, **kwargs):
+        before = evaluate()
+        gradients = [th.autograd.grad(cost, params, retain_graph=True, allow_unused=True) for cost in before.costs]
+        step = trust_region_step(params, evaluate, violation, target_kl, **kwargs)
+        with th.no_grad():
+            after = evaluate()
+        calls.append({"violation": violation, "before": before, "after": after, "step": step, "gradients": gradients})
+        return step
+
+    monkeypatch.setattr(on_policy_algorithm, "trust_region_step", spy)
+    return calls
+
+
+def test_reaches_the_optimum_of_a_knapsack_at_the_limit():
+    """An optimum that can be computed: >= 95 % of its return, mean cost within 5 % of the limit."""
+    updates = Updates()
+    env = vec_env(lambda rank: KnapsackEnv(), 40)
+    model = CPO(
+        "MlpPolicy", env, KnapsackEnv.cost_limit, n_steps=50, batch_size=250, n_critic_updates=3, learning_rate=3e-3,
+        policy_kwargs={"net_arch": [16]}, seed=0, device="cpu",
+    )  # fmt: skip
+    model.learn(2000 * 36, callback=updates)
+    assert np.mean(updates.returns[-10:]) >= 0.95 * KnapsackEnv.optimal_return
+    assert abs(np.mean(updates.costs[-10:]) - KnapsackEnv.cost_limit) <= 0.05 * KnapsackEnv.cost_limit
+    # It began far above the limit, at half the items, and the third item is what it stopped taking
+    assert updates.costs[0] > 1.5 * KnapsackEnv.cost_limit
+    probs = model.policy.get_distribution(th.arange(3)).distribution.probs[:, 1]
+    assert probs[0] > 0.9
+    assert probs[2] < 0.1
+
+
+def test_keeps_two_limits_at_once():
+    """Two costs, of the first and the second half of the action; both limits bind."""
+
+    class TwoCosts(RiskyEnv):
+        def step(self, action):
+            obs, _, terminated, truncated, info = super().step(action)
+            info["cost"] = np.clip(action, 0, None).astype(float) * [1, 2]
+            return obs, float(action.sum()), terminated, truncated, info
+
+    updates = Updates()
+    limits = np.array([2.0, 3.0])
+    model = CPO(
+        "MlpPolicy",
+        vec_env(lambda rank: TwoCosts(), 16),
+        limits,
+        target_kl=0.03,
+        n_critic_updates=3,
+        **{**KWARGS, "batch_size": 128},
+    )
+    model.learn(512 * 25, callback=updates)
+    np.testing.assert_allclose(np.mean(updates.costs[-10:], axis=0), limits, rtol=0.1)
+
+
+def test_the_surrogate_cost_is_that_of_an_episode(seen):
+    """In units of J: the surrogate's gradient is that of the mean cost of an episode, computed from whole episodes."""
+    env = vec_env(lambda rank: RiskyEnv(length=8), 8)
+    # lambda = 1 and a critic that says 0: the advantage of a step is the cost from there to the end of the episode
+    model = CPO("MlpPolicy", env, 3.0, cost_gae_lambda=1.0, **KWARGS)
+    with th.no_grad():
+        model.policy.cost_value_net.weight.zero_()
+        model.policy.cost_value_net.bias.zero_()
+
+    class Kept(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            buffer = self.model.rollout_buffer
+            self.obs, self.actions, self.costs = buffer.observations.copy(), buffer.actions.copy(), buffer.costs.copy()
+
+    kept = Kept()
+    initial = [param.detach().clone() for param in model.policy.parameters()]
+    model.learn(256, callback=kept)
+    with th.no_grad():
+        for param, old in zip(model.policy.parameters(), initial, strict=True):
+            param.copy_(old)
+    # Policy gradient of the episode's cost by hand: mean over episodes of sum_t (cost to go - its mean) grad log pi
+    to_go = np.cumsum(kept.costs.reshape(4, 8, 8)[:, ::-1], axis=1)[:, ::-1].reshape(-1)
+    obs, actions = th.as_tensor(kept.obs.reshape(-1, 3)), th.as_tensor(kept.actions.reshape(-1, 2))
+    log_prob = model.policy.get_distribution(obs).log_prob(actions)
+    n_episodes = 4 * 8
+    by_hand = (log_prob * th.as_tensor(to_go - to_go.mean(), dtype=th.float32)).sum() / n_episodes
+    params = [param for name, param in model.policy.named_parameters() if "value" not in name and "cost" not in name]
+    expected = th.cat([grad.flatten() for grad in th.autograd.grad(by_hand, params)])
+    found = th.cat([grad.flatten() for grad in seen[0]["gradients"][0]])
+    th.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(seen[0]["violation"], model.ep_cost_mean - 3.0)
+
+
+@pytest.mark.parametrize("cost_limit", [-1e3, 3.0, 1e3])
+def test_every_update_keeps_its_promises(cost_limit, seen):
+    env = vec_env(lambda rank: RiskyEnv(n_costs=2), 4)
+    CPO("MlpPolicy", env, [cost_limit, cost_limit + 2], **KWARGS).learn(128 * 8)
+    for call in seen:
+        step, before, after, violation = (call[key] for key in ("step", "before", "after", "violation"))
+        assert after.kl_div <= 0.01
+        np.testing.assert_allclose(before.kl_div.item(), 0, atol=1e-7)
+        rise = (after.costs - before.costs).detach().numpy()
+        assert np.all(rise <= np.maximum(-violation, 0) + 1e-6)
+        np.testing.assert_allclose(step.cost_surrogate_change, rise, atol=1e-5)
+        if np.all(violation <= 0) and step.step_size > 0:
+            assert after.objective > before.objective
+        if cost_limit == -1e3:
+            assert not step.is_feasible
+            assert step.step_size > 0
+            assert np.all(rise < 0)
+        if cost_limit == 1e3:
+            assert np.all(step.nu == 0)
+
+
+def test_a_limit_that_nothing_reaches_is_no_constraint():
+    models = [
+        algorithm("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 4), cost_limit=1e9, **KWARGS).learn(128)
+        for algorithm in (CPO, TRPO)
+    ]
+    ours = dict(models[0].policy.named_parameters())
+    for name, param in models[1].policy.named_parameters():
+        th.testing.assert_close(ours[name], param, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cost", [0.0, 2.0])
+def test_a_cost_that_no_action_changes(cost):
+    """All-zero costs at a limit of 0 are feasible and do not disturb the reward; constant ones are what they are."""
+    env = vec_env(lambda rank: ConstantCost(cost), 4)
+    updates = Updates()
+    model = CPO("MlpPolicy", env, 0.0, target_kl=0.05, **KWARGS)
+    if cost == 0:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.learn(128 * 10, callback=updates)
+        assert model.ep_cost_mean == 0
+        assert updates.returns[-1] > updates.returns[0] + 1
+        assert model.safety.violation_rate == 0
+        assert not model.predict_cost_values(env.reset()).any() or np.abs(model.predict_cost_values(env.reset())).max() < 1
+    else:
+        model.learn(128, callback=updates)
+        assert model.ep_cost_mean == 8
+
+
+class ConstantCost(RiskyEnv):
+    def __init__(self, cost):
+        super().__init__()
+        self.constant = cost
+
+    def step(self, action):
+        *result, info = super().step(action)
+        return *result, {**info, "cost": self.constant}
+
+
+def test_a_cost_without_gradient_is_warned_of_once_and_counted():
+    """lambda = 0 and a critic that knows the constant cost to come would do; one state, one step is the simplest case."""
+
+    class OneStep(ConstantCost):
+        def __init__(self):
+            super().__init__(2.0)
+            self.length = 1
+
+    model = CPO("MlpPolicy", vec_env(lambda rank: OneStep(), 4), 1.0, **KWARGS)
+    with th.no_grad():
+        model.policy.cost_value_net.weight.zero_()
+    with pytest.warns(UserWarning, match="over its limit by 1.*no change of the policy") as record:
+        model.learn(128)
+    assert len(record) == 1
+    assert model._n_vanishing == 1
+    assert all(th.isfinite(param).all() for param in model.policy.parameters())
+
+
+def test_watchdog_warns_once_of_a_limit_out_of_reach(monkeypatch):
+    monkeypatch.setattr(cpo_module, "WATCHDOG_PATIENCE", 3)
+    env = vec_env(lambda rank: RiskyEnv(), 4)
+    model = CPO("MlpPolicy", env, -1e4, **KWARGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(128 * 2)
+    with pytest.warns(UserWarning, match="for 3 updates, the violation.*more than 10 times") as record:
+        model.learn(128 * 4, reset_num_timesteps=False)
+    assert len(record) == 1
+
+
+def test_confidence_adds_standard_errors_to_the_violation(seen):
+    env = vec_env(lambda rank: RiskyEnv(), 4)
+    model = CPO("MlpPolicy", env, 1.0, cost_confidence=2.0, **KWARGS).learn(128)
+    estimate = model.raw_cost_estimate
+    assert estimate.standard_error > 0
+    np.testing.assert_allclose(seen[0]["violation"], estimate.mean + 2 * estimate.standard_error - 1)
+
+
+def test_fisher_matrix_on_fewer_states_still_keeps_the_divergence_of_all(seen):
+    env = vec_env(lambda rank: RiskyEnv(), 4)
+    CPO("MlpPolicy", env, 1.0, fisher_sub_sampling_factor=5, **KWARGS).learn(128 * 4)
+    assert all(call["after"].kl_div <= 0.01 for call in seen)
+    assert any(call["step"].step_size > 0 for call in seen)
+
+
+def test_critic_of_this_batch_does_not_see_the_costs_of_this_batch_before_the_policy_does():
+    """Advantages come from the critics before their fit: a critic of zero gives the plain costs, lambda = 1."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,), cost=lambda rank, t: 1.0))
+    model = CPO("MlpPolicy", env, 1.0, cost_gae_lambda=1.0, **{**KWARGS, "n_steps": 8, "batch_size": 8})
+    with th.no_grad():
+        model.policy.cost_value_net.weight.zero_()
+        model.policy.cost_value_net.bias.zero_()
+    model.learn(8)
+    assert model.rollout_buffer.cost_advantages[:, 0].tolist() == [4, 3, 2, 1] * 2
+
+
+def test_worst_case_of_proposition_2_by_hand():
+    for cost_gamma, horizon in ((1.0, 4.0), (0.9, 10.0)):
+        env = vec_env(lambda rank: RiskyEnv(action_space=spaces.Discrete(3)), 4)
+        model = CPO("MlpPolicy", env, 1.0, cost_gamma=cost_gamma, **KWARGS).learn(128)
+        advantages = model.rollout_buffer.cost_advantages
+        epsilon = np.abs(advantages - advantages.mean()).max()
+        expected = 1.0 + np.sqrt(2 * 0.01) * cost_gamma * epsilon * horizon**2
+        np.testing.assert_allclose(model.logger.name_to_value["train/worst_case_cost"], expected, rtol=1e-5)
+
+
+def test_learns_with_the_defaults_from_an_environment_id():
+    model = CPO("MlpPolicy", "SafePointCircle-v0", cost_limit=5, n_steps=65, batch_size=65, device="cpu", seed=0).learn(130)
+    assert np.isfinite(model.ep_cost_mean).all()
+    assert model.raw_cost_estimate.n_episodes == 1
