@@ -173,22 +173,26 @@ def move_point(qpos: np.ndarray, control: np.ndarray, position_limit: float) -> 
     speed, turn = control.T
     heading = qpos[:, 2] + turn
     new_qpos, qvel = np.empty(qpos.shape), np.empty(qpos.shape)
-    qvel[:, 0] = speed * np.cos(heading)
-    qvel[:, 1] = speed * np.sin(heading)
+    np.multiply(speed[:, None], direction(heading), out=qvel[:, :2])
     qvel[:, 2] = turn
     new_qpos[:, :2] = np.minimum(np.maximum(qpos[:, :2] + qvel[:, :2], -position_limit), position_limit)
     new_qpos[:, 2] = heading
     return new_qpos, qvel
 
 
+def direction(heading: np.ndarray) -> np.ndarray:
+    """Unit vectors (n_envs, 2) that point along headings (n_envs,) in radians."""
+    vectors = np.empty((len(heading), 2))
+    vectors[:, 0] = np.cos(heading)
+    vectors[:, 1] = np.sin(heading)
+    return vectors
+
+
 def point_com(qpos: np.ndarray, com_offset: np.ndarray) -> np.ndarray:
     """Centre of mass (n_envs, 3) of the Point, whose offset in the body's frame is (ahead, 0, up)."""
-    ahead, _, up = com_offset.tolist()
-    heading = qpos[:, 2]
     com = np.empty(qpos.shape)
-    np.add(qpos[:, 0], ahead * np.cos(heading), out=com[:, 0])
-    np.add(qpos[:, 1], ahead * np.sin(heading), out=com[:, 1])
-    com[:, 2] = up
+    com[:, :2] = qpos[:, :2] + com_offset[0] * direction(qpos[:, 2])
+    com[:, 2] = com_offset[2]
     return com
 
 
@@ -231,11 +235,13 @@ def physics_state(
     sensordata: np.ndarray,
     cfrc_ext: np.ndarray | None,
     action: np.ndarray,
-    is_broken: np.ndarray,
+    is_broken: np.ndarray | None,
 ) -> RobotState:
     com, com_velocity = sensordata[:, :3], sensordata[:, 3:6]
     contact_forces = None if cfrc_ext is None else np.clip(cfrc_ext, -1.0, 1.0).reshape(len(qpos), -1)
-    healthy = is_healthy(robot, qpos) & ~is_broken
+    healthy = is_healthy(robot, qpos)
+    if is_broken is not None:
+        healthy &= ~is_broken
     return RobotState(qpos, qvel, com, com[:, :2], com_velocity[:, :2], contact_forces, action, healthy)
 
 

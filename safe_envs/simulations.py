@@ -72,7 +72,9 @@ class PhysicsSimulation:
         self._n_noise = env.model.nq + env.model.nv
         first, last = min(map(int, BAD_STATE_WARNINGS)), max(map(int, BAD_STATE_WARNINGS))
         self._n_bad_states = self.batch.warning[:, first : last + 1, 1]
-        self._none_broken = np.zeros(n_envs, dtype=bool)
+        # The order of a state's components is that of the bits of mjtState: time, qpos, qvel, ...
+        self._motion = self.batch.state[:, 1 : 1 + env.model.nq + env.model.nv]
+        self._reset_state = self.batch.state[0].copy()
 
     def draw(self, rngs: list[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
         """Draw qpos and qvel with which some copies start, one row for each generator."""
@@ -82,28 +84,29 @@ class PhysicsSimulation:
     def start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> RobotState:
         """Put some copies into a state; the result has one row for each of them."""
         ids = rows.astype(np.int32)
-        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self.batch.state[rows] = self._reset_state  # what Batch.reset does, at a tenth of its time
+        self.batch.warning[rows] = 0
         self.qpos[rows], self.qvel[rows] = qpos, qvel
         self.batch.forward(ids, stage=self.stage)
         action = np.zeros((len(rows), self.env.model.nu))
         cfrc_ext = None if self._cfrc_ext is None else self._cfrc_ext[rows]
         return robots.physics_state(
-            self.env.robot, self.qpos[rows], self.qvel[rows], self._sensordata[rows], cfrc_ext, action, self._none_broken[rows]
+            self.env.robot, self.qpos[rows], self.qvel[rows], self._sensordata[rows], cfrc_ext, action, None
         )
 
     def step(self, actions: np.ndarray) -> RobotState:
         action = robots.clip_action(actions, self.n_envs, len(self._control_range))
         self._ctrl[:] = robots.to_control(action, self._control_range)
         self.batch.step(stage=self.stage)
-        is_broken = self._find_broken()
-        self.is_broken = is_broken if is_broken is not self._none_broken else None
-        return robots.physics_state(self.env.robot, self.qpos, self.qvel, self._sensordata, self._cfrc_ext, action, is_broken)
+        self.is_broken = self._find_broken()
+        return robots.physics_state(
+            self.env.robot, self.qpos, self.qvel, self._sensordata, self._cfrc_ext, action, self.is_broken
+        )
 
-    def _find_broken(self) -> np.ndarray:
+    def _find_broken(self) -> np.ndarray | None:
         """Which copies MuJoCo had to reset, or would reset at the beginning of the next step; see RobotEnv.step."""
-        is_in_range = np.abs(self.qpos).max() <= MAX_STATE and np.abs(self.qvel).max() <= MAX_STATE
-        if is_in_range and not self._n_bad_states.any():
-            return self._none_broken
+        if np.abs(self._motion).max() <= MAX_STATE and not self._n_bad_states.any():
+            return None
         is_broken = self._n_bad_states.any(axis=1)
         is_out_of_range = robots.is_out_of_range(self.qpos, self.qvel)
         if is_out_of_range.any():

@@ -1,0 +1,153 @@
+"""
+How fast is it? Each subcommand measures one thing and prints a table.
+
+    python scripts/benchmark.py envs
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+Measurement = Callable[[], float]
+
+
+def measure(candidates: dict[str, Measurement], n_rounds: int) -> dict[str, list[float]]:
+    """
+    Measure in turns, so that whatever else the machine does hits all alike.
+
+    :param candidates: functions that return steps per second
+    :return: the results of each, round by round
+    """
+    for run in candidates.values():
+        run()  # warm up
+    results: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_index in range(n_rounds):
+        # There and back again: no candidate always follows the same one
+        names = list(candidates) if round_index % 2 == 0 else list(candidates)[::-1]
+        for name in names:
+            results[name].append(candidates[name]())
+    return results
+
+
+def ratio(results: dict[str, list[float]], name: str, reference: str) -> float:
+    """Median over the rounds of the ratio within a round."""
+    pairs = zip(results[name], results[reference], strict=True)
+    return statistics.median(own / other for own, other in pairs)
+
+
+def step_vec_env(venv, actions: np.ndarray) -> float:
+    start = time.perf_counter()
+    for action in actions:
+        venv.step(action)
+    return len(actions) * venv.num_envs / (time.perf_counter() - start)
+
+
+def step_vec_env_cpu(venv, actions: np.ndarray) -> float:
+    """Steps per second of one core's time, whoever else wants the core."""
+    start = time.process_time()
+    for action in actions:
+        venv.step(action)
+    return len(actions) * venv.num_envs / (time.process_time() - start)
+
+
+def step_batch(batch, controls: np.ndarray, states: np.ndarray, stage: int) -> float:
+    """Bare mujoco.batch with random controls, from the states in which the task's robots are: as many contacts."""
+    batch.state[:] = states
+    ctrl = batch.ctrl
+    start = time.perf_counter()
+    for control in controls:
+        ctrl[:] = control
+        batch.step(stage=stage)
+    return len(controls) * batch.nsim / (time.perf_counter() - start)
+
+
+def benchmark_envs(args: argparse.Namespace) -> None:
+    """Compare BatchVecEnv with bare mujoco.batch, with DummyVecEnv and with SubprocVecEnv."""
+    import mujoco
+    from mujoco.batch import Batch
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    from safe_envs import BatchVecEnv
+
+    rng = np.random.default_rng(0)
+    n_threads = args.threads or os.cpu_count() or 1
+    env_id, n_envs, n_steps = "SafeAntCircle-v0", args.n_envs, args.steps
+
+    def make(vec_env_cls=None, n_copies=n_envs, name=env_id, **vec_env_kwargs):
+        # With the module, so that worker processes find the id
+        venv = make_vec_env(
+            f"safe_envs:{name}", n_envs=n_copies, seed=0, vec_env_cls=vec_env_cls, vec_env_kwargs=vec_env_kwargs
+        )
+        venv.reset()
+        return venv
+
+    def draw(venv, steps):
+        return rng.uniform(-1.0, 1.0, (steps, venv.num_envs, *venv.action_space.shape)).astype(np.float32)
+
+    venv = make(BatchVecEnv, n_threads=n_threads)
+    model = venv.get_attr("model", indices=0)[0]
+    batch = Batch(model, n_envs, n_threads)
+    states = venv.simulation.batch.state  # live
+    controls = rng.uniform(-150.0, 150.0, (n_steps, n_envs, model.nu))
+    task_stage = venv.simulation.stage
+    candidates = {
+        "BatchVecEnv": partial(step_vec_env, venv, draw(venv, n_steps)),
+        "Batch.step()": partial(step_batch, batch, controls, states, mujoco.mjtStage.mjSTAGE_NONE.value),
+        f"Batch.step(stage={task_stage})": partial(step_batch, batch, controls, states, task_stage),
+    }
+    title = f"{env_id}, {n_envs} copies, {n_threads} thread(s), {args.rounds} rounds of {n_steps} steps, in turns"
+    results = measure(candidates, args.rounds)
+    report(title, results, "BatchVecEnv", {"Batch.step()": 0.75, f"Batch.step(stage={task_stage})": 0.90})
+
+    others = {
+        "BatchVecEnv": candidates["BatchVecEnv"],
+        "DummyVecEnv of 8": partial(step_vec_env, dummy := make(n_copies=8), draw(dummy, n_steps)),
+        "SubprocVecEnv of 2": partial(step_vec_env, subproc := make(SubprocVecEnv, 2), draw(subproc, n_steps)),
+    }
+    report(f"{env_id}, {n_envs} copies, against SB3's", measure(others, args.rounds), "BatchVecEnv", {})
+    subproc.close()
+
+    point = make(BatchVecEnv, 256, "SafePointCircle-v0")
+    actions = draw(point, 10 * n_steps)
+    speeds = measure(
+        {"wall": partial(step_vec_env, point, actions), "cpu": partial(step_vec_env_cpu, point, actions)}, args.rounds
+    )
+    print("\nSafePointCircle-v0, 256 copies, one core")
+    for clock, values in speeds.items():
+        print(f"  {statistics.median(values):>12,.0f} steps/s by {clock} time, best {max(values):,.0f}   (goal 1,000,000)")
+
+
+def report(title: str, results: dict[str, list[float]], subject: str, goals: dict[str, float]) -> None:
+    print(f"\n{title}")
+    for name, values in results.items():
+        line = f"  {name:<22} {statistics.median(values):>10,.0f} steps/s"
+        if name != subject:
+            line += f"   {subject} is {ratio(results, subject, name):.2f} times as fast"
+        if name in goals:
+            line += f"   (goal {goals[name]:.2f})"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subcommands = parser.add_subparsers(dest="subcommand", required=True)
+
+    envs = subcommands.add_parser("envs", help=benchmark_envs.__doc__)
+    envs.add_argument("--n-envs", type=int, default=64, help="copies of the ant")
+    envs.add_argument("--steps", type=int, default=100, help="steps in a round")
+    envs.add_argument("--rounds", type=int, default=15, help="rounds, measured in turns")
+    envs.add_argument("--threads", type=int, default=0, help="threads for the physics, 0 for all cores")
+    envs.set_defaults(run=benchmark_envs)
+
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
