@@ -1,0 +1,252 @@
+"""The scripts: what plot.py reads and computes, and each script's way from files to files."""
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+
+from sb3_cpo import CPO, make_vec_env
+from sb3_cpo.callbacks import CostEvalCallback
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def plot():
+    return load_script("plot")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that leaves everything that plot.py reads, and the model behind it with J of each rollout."""
+    folder = tmp_path_factory.mktemp("run")
+    env = make_vec_env("SafePointCircle-v0", n_envs=2, seed=0, monitor_dir=str(folder))
+    model = CPO("MlpPolicy", env, cost_limit=7.0, n_steps=130, batch_size=130, n_critic_updates=1, seed=0)
+    model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+    means = []
+    eval_env = make_vec_env("SafePointCircle-v0", seed=1)
+    evaluation = CostEvalCallback(eval_env, n_eval_episodes=2, eval_freq=130, log_path=str(folder), verbose=0)
+
+    class Note(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            means.append((self.num_timesteps, float(self.model.ep_cost_mean[0])))
+
+    model.learn(780, callback=[evaluation, Note()])
+    model.save(folder / "model.zip")
+    return folder, means
+
+
+def test_progress_and_tensorboard_give_the_cost_of_each_rollout(plot, trained):
+    folder, means = trained
+    assert len(means) == 3
+    for source in ("progress", "tensorboard"):
+        run = plot.read_run(folder, source)
+        np.testing.assert_array_equal(run.steps, [steps for steps, _ in means])
+        np.testing.assert_allclose(run.costs[""], [mean for _, mean in means], rtol=1e-5)
+        np.testing.assert_array_equal(run.limits[""], [7, 7, 7])
+    np.testing.assert_allclose(
+        plot.read_run(folder, "progress").returns, plot.read_run(folder, "tensorboard").returns, rtol=1e-5
+    )
+
+
+def test_evaluations_are_averaged(plot, trained):
+    folder, _ = trained
+    run = plot.read_run(folder)
+    with np.load(folder / "evaluations.npz") as file:
+        np.testing.assert_array_equal(run.costs[""], file["costs"][:, :, 0].mean(axis=1))
+        np.testing.assert_array_equal(run.returns, file["results"].mean(axis=1))
+    np.testing.assert_array_equal(run.steps, [260, 520, 780])
+    np.testing.assert_array_equal(run.limits[""], [7, 7, 7])
+
+
+def write_monitor(folder, episodes, name="0"):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = "\n".join(",".join(map(str, episode)) for episode in episodes)
+    (folder / f"{name}.monitor.csv").write_text('#{"t_start": 0.0, "env_id": "None"}\nr,l,t,cost\n' + rows + "\n")
+
+
+def test_monitor_is_averaged_over_a_window_in_the_order_of_time(plot, tmp_path):
+    # Two copies; by time: costs 0, 10, 2, 4 after 5, 10, 15 and 20 steps
+    write_monitor(tmp_path, [(1, 5, 0.1, 0), (3, 5, 0.3, 2)], "0")
+    write_monitor(tmp_path, [(2, 5, 0.2, 10), (4, 5, 0.4, 4)], "1")
+    (tmp_path / "Env-v0").mkdir()
+    (tmp_path / "Env-v0/config.yml").write_text("cost_limit: 3.5\n")
+    run = plot.read_run(tmp_path, "monitor", window=2)
+    np.testing.assert_array_equal(run.steps, [10, 15, 20])
+    np.testing.assert_array_equal(run.returns, [1.5, 2.5, 3.5])
+    np.testing.assert_array_equal(run.costs[""], [5, 6, 3])
+    np.testing.assert_array_equal(run.limits[""], [3.5, 3.5, 3.5])
+
+
+def test_named_constraints_are_read_under_their_names(plot, tmp_path):
+    np.savez(
+        tmp_path / "evaluations.npz",
+        timesteps=[1, 2],
+        results=np.zeros((2, 1)),
+        ep_lengths=np.ones((2, 1)),
+        costs=np.array([[[1.0, 30.0]], [[2.0, 40.0]]]),
+        cost_limits=[[3.0, 50.0], [3.0, 45.0]],
+        cost_a=np.array([[1.0], [2.0]]),
+        cost_b=np.array([[30.0], [40.0]]),
+    )
+    run = plot.read_run(tmp_path)
+    assert list(run.costs) == ["cost_a", "cost_b"]
+    np.testing.assert_array_equal(run.costs["cost_b"], [30, 40])
+    np.testing.assert_array_equal(run.limits["cost_b"], [50, 45])
+    table = plot.pd.DataFrame(
+        {
+            "time/total_timesteps": [9],
+            "rollout/ep_rew_mean": [1.0],
+            "rollout/ep_cost_mean/cost_a": [5.0],
+            "rollout/ep_cost_mean/cost_b": [6.0],
+            "rollout/cost_limit/cost_a": [7.0],
+            "rollout/cost_limit/cost_b": [8.0],
+        }
+    )
+    run = plot.from_log(table)
+    assert ({name: values.tolist() for name, values in run.costs.items()}) == {"cost_a": [5.0], "cost_b": [6.0]}
+    assert run.limits["cost_b"].tolist() == [8.0]
+
+
+def test_folder_without_numbers_is_named(plot, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no evaluations or progress or tensorboard or monitor to read"):
+        plot.read_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has no progress to read"):
+        plot.read_run(tmp_path, "progress")
+
+
+def test_interquartile_mean_leaves_the_outer_quarters_out(plot):
+    # Of 8 seeds the middle 4
+    values = np.array([0, 1, 2, 3, 4, 5, 6, 1000.0])[::-1, None]
+    np.testing.assert_array_equal(plot.interquartile_mean(values), [3.5])
+
+
+def test_bootstrap_interval_is_that_of_scipy(plot):
+    """A second implementation: scipy's percentile bootstrap of the same statistic."""
+    from scipy import stats
+
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=(9, 1))
+    band = plot.bootstrap_band(values, n_resamples=20000)
+    expected = stats.bootstrap(
+        (values[:, 0],),
+        lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
+        method="percentile",
+        n_resamples=20000,
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    assert band.low[0] == pytest.approx(expected.low, abs=0.08)
+    assert band.high[0] == pytest.approx(expected.high, abs=0.08)
+    assert band.low[0] < band.iqm[0] < band.high[0]
+    one = plot.bootstrap_band(values[:1])
+    assert one.low == one.iqm == one.high
+
+
+def test_runs_are_compared_on_the_steps_that_they_share(plot):
+    def run(steps, factor):
+        steps = np.array(steps, dtype=float)
+        return plot.Run(steps, factor * steps, {"": steps}, {"": np.full(len(steps), 5.0)})
+
+    aligned = plot.align([run([0, 10, 20, 30], 1), run([10, 30, 50], 2)])
+    for one, factor in zip(aligned, (1, 2), strict=True):
+        np.testing.assert_allclose(one.steps, [10, 10 + 20 / 3, 10 + 40 / 3, 30])
+        np.testing.assert_allclose(one.returns, factor * one.steps)
+    with pytest.raises(ValueError, match="share no steps: one begins at 40"):
+        plot.align([run([0, 10], 1), run([40, 50], 1)])
+
+
+def test_plot_draws_a_curve_per_algorithm_and_the_limit(plot, tmp_path, capsys):
+    for algo, level in [("cpo", 4.0), ("trpo", 40.0)]:
+        for seed in range(3):
+            folder = tmp_path / f"logs/{algo}/SafePointCircle-v0_{seed + 1}"
+            (folder / "SafePointCircle-v0").mkdir(parents=True)
+            costs = np.full((5, 2, 1), level) + seed
+            np.savez(
+                folder / "evaluations.npz",
+                timesteps=np.arange(5) * 1000,
+                results=costs[:, :, 0] * 2,
+                ep_lengths=costs[:, :, 0],
+                costs=costs,
+                cost_limits=np.full((5, 1), 5.0),
+            )
+    folders = [str(path) for path in sorted(tmp_path.glob("logs/*/*"))]
+    plot.main([*folders, "-o", str(tmp_path / "image.png"), "--log-cost"])
+    out = capsys.readouterr().out
+    cost_lines = {line.split()[0]: line for line in out.splitlines() if " cost " in line}
+    # Seeds at 4, 5, 6: one of three above 5
+    assert "  5  [4, 6]" in " ".join(cost_lines["cpo"].split()).replace(" 5 [", "  5  [")
+    assert "limit 5, over it at 33% of the points" in cost_lines["cpo"]
+    assert "limit 5, over it at 100% of the points" in cost_lines["trpo"]
+    assert (tmp_path / "image.png").stat().st_size > 10000
+
+    groups = {"cpo": [plot.read_run(Path(folder)) for folder in folders[:3]]}
+    figure = plot.draw(groups)
+    returns, costs = figure.axes
+    np.testing.assert_allclose(returns.lines[0].get_ydata(), 10.0)
+    np.testing.assert_allclose(costs.lines[0].get_ydata(), 5.0)
+    np.testing.assert_array_equal(costs.lines[1].get_ydata(), 5.0)
+    assert [text.get_text() for text in costs.get_legend().get_texts()] == ["cpo (3 seeds)", "limit 5"]
+    plot.plt.close("all")
+
+
+def test_wrong_command_lines_are_explained(plot, tmp_path, capsys):
+    for args, message in [
+        ([str(tmp_path)], "has no evaluations or"),
+        ([str(tmp_path), str(tmp_path), "-l", "one"], "2 folders need as many labels, not 1"),
+    ]:
+        with pytest.raises(SystemExit):
+            plot.main(args)
+        assert message in capsys.readouterr().err
+
+
+def test_video_of_a_saved_model(trained, tmp_path, capsys):
+    moviepy = pytest.importorskip("moviepy")
+    pytest.importorskip("rl_zoo3")
+    folder, _ = trained
+    record_video = load_script("record_video")
+    output = tmp_path / "video.mp4"
+    arguments = ["--model", str(folder / "model.zip"), "--env", "SafePointCircle-v0", "-o", str(output), "--max-frames", "6"]
+    record_video.main([*arguments, "--stochastic"])
+    out = capsys.readouterr().out
+    assert "limit 7" in out
+    clip = moviepy.VideoFileClip(str(output))
+    frames = [frame.astype(int) for frame in clip.iter_frames()]
+    assert len(frames) == 6
+    # The picture is not blank, and something moves
+    assert frames[0].std() > 5
+    assert abs(frames[-1] - frames[0]).max() > 50
+    clip.close()
+    with pytest.raises(SystemExit):
+        record_video.main(["--folder", str(tmp_path), "--env", "SafePointCircle-v0"])
+    assert "folder was not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "enjoy", "plot", "record_video"])
+def test_help_of_each_script_is_a_page(name, monkeypatch, capsys):
+    if name != "plot":
+        pytest.importorskip("rl_zoo3")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    assert exit_info.value.code == 0
+    out = capsys.readouterr().out
+    assert "examples:" in out
+    assert f"{name}.py" in out
+    assert "%(prog)s" not in out

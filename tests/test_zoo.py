@@ -1,0 +1,366 @@
+"""The zoo: rl_zoo3's scripts, run in this process with small numbers."""
+
+import os
+import pickle
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor, load_results
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from test_callbacks import ScriptedEnv
+
+import safe_envs
+from safe_envs import BatchVecEnv
+from sb3_cpo import CPO, FPO, PDO, TRPO
+
+pytest.importorskip("rl_zoo3")
+optuna = pytest.importorskip("optuna")
+
+from sb3_cpo.zoo import ConstrainedExperimentManager  # noqa: E402
+from sb3_cpo.zoo.enjoy import enjoy  # noqa: E402
+from sb3_cpo.zoo.experiment_manager import HYPERPARAMS_FOLDER, parse_limit_schedule  # noqa: E402
+from sb3_cpo.zoo.hyperparams_opt import ConstrainedTrialEvalCallback  # noqa: E402
+from sb3_cpo.zoo.train import train  # noqa: E402
+
+ALGORITHMS = {"cpo": CPO, "pdo": PDO, "fpo": FPO, "trpo": TRPO}
+TASKS = [f"Safe{robot}{task}-v0" for robot, task in safe_envs._TASKS]
+# Achiam et al. 2017, supplement 10.3; Safety-Gymnasium's 25 elsewhere
+LIMITS = {
+    "SafePointCircle-v0": 5.0,
+    "SafeAntCircle-v0": 10.0,
+    "SafeHumanoidCircle-v0": 10.0,
+    "SafePointGather-v0": 0.1,
+    "SafeAntGather-v0": 0.2,
+}
+
+
+class PricelessEnv(gym.Env):
+    """Four steps per episode; the reward is 1, the cost is 3 per step and no policy changes it."""
+
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, has_cost=True, render_mode=None):
+        self.has_cost, self.render_mode = has_cost, render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        info = {"cost": 3.0} if self.has_cost else {}
+        return np.zeros(1, dtype=np.float32), 1.0, self.t == 4, False, info
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    gym.register("Priceless-v0", PricelessEnv)
+    yield
+    gym.registry.pop("Priceless-v0", None)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run a script with a command line, in an empty folder; return what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_script(script, *args):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *args])
+        script()
+        return capsys.readouterr().out
+
+    return run_script
+
+
+TINY = ["-params", "n_steps:100", "n_envs:2", "batch_size:50", "n_critic_updates:1"]
+POINT = ["--algo", "cpo", "--env", "SafePointCircle-v0"]
+
+
+def make_manager(algo, env_id, tmp_path, hyperparams=None, **kwargs):
+    args = Namespace(algo=algo, env=env_id)
+    return ConstrainedExperimentManager(
+        args,
+        algo,
+        env_id,
+        str(tmp_path),
+        eval_freq=-1,
+        hyperparams=hyperparams,
+        verbose=0,
+        device="cpu",
+        log_interval=-1,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("env_id", [*TASKS, "default"])
+def test_every_yaml_entry_builds_its_model_and_learns(algo, env_id, tmp_path):
+    # The default entry, on an environment that has none
+    name = "Priceless-v0" if env_id == "default" else env_id
+    small = {"n_envs": 2, "n_steps": 120, "batch_size": 60, "n_timesteps": 240}
+    manager = make_manager(algo, name, tmp_path, small)
+    model, _ = manager.setup_experiment()
+    assert type(model) is ALGORITHMS[algo]
+    entry = yaml.safe_load((HYPERPARAMS_FOLDER / f"{algo}.yml").read_text())[env_id]
+    expected = LIMITS.get(env_id, 25.0)
+    if algo != "trpo" or env_id != "default":
+        np.testing.assert_array_equal(model.current_cost_limit, [expected])
+        assert entry["n_envs"] * entry["n_steps"] % entry["batch_size"] == 0
+    assert isinstance(model.env.unwrapped if not isinstance(model.env, VecNormalize) else model.env.venv, BatchVecEnv) == (
+        env_id != "default"
+    )
+    assert isinstance(model.env, VecNormalize) == ("normalize" in entry)
+    before = model.policy.state_dict()["value_net.weight"].clone()
+    manager.learn(model)
+    assert model.num_timesteps == 240
+    assert (model.policy.state_dict()["value_net.weight"] != before).any()
+    assert all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
+
+
+def test_yaml_files_have_an_entry_per_registered_task():
+    assert len(TASKS) == 11
+    for algo in ALGORITHMS:
+        assert set(yaml.safe_load((HYPERPARAMS_FOLDER / f"{algo}.yml").read_text())) == {"default", *TASKS}
+
+
+def test_limit_schedules():
+    half = parse_limit_schedule("lin_25_5_0.5")
+    assert [half(progress) for progress in (1.0, 0.75, 0.5, 0.0)] == [25.0, 15.0, 5.0, 5.0]
+    assert [parse_limit_schedule("lin_25_5")(progress) for progress in (1.0, 0.5, 0.0)] == [25.0, 15.0, 5.0]
+    assert [parse_limit_schedule("lin_20")(progress) for progress in (1.0, 0.5, 0.0)] == [20.0, 10.0, 0.0]
+    mapping = parse_limit_schedule({"cost_a": "lin_4_2", "cost_b": 3})
+    assert (mapping["cost_a"](0.5), mapping["cost_b"]) == (3.0, 3)
+    assert parse_limit_schedule([1, "lin_4_2"])[1](0.0) == 2.0
+    for wrong in ("lin", "lin_x", "lin_1_2_3_4", "exp_5", "5"):
+        with pytest.raises(ValueError, match=f"cost_limit is '{wrong}'"):
+            parse_limit_schedule(wrong)
+
+
+def test_vec_env_of_the_command_line_comes_before_that_of_the_yaml_file(tmp_path):
+    small = {"n_envs": 2, "n_steps": 120, "batch_size": 60}
+    model, _ = make_manager("cpo", "SafePointCircle-v0", tmp_path, dict(small), vec_env_type="dummy").setup_experiment()
+    assert type(model.env) is DummyVecEnv
+    with pytest.raises(ValueError, match="vec_env is 'bunch': expected one of dummy, subproc, batch"):
+        make_manager("cpo", "SafePointCircle-v0", tmp_path, {**small, "vec_env": "bunch"}).setup_experiment()
+
+
+def test_cost_shaping_is_made_from_the_yaml_text(tmp_path):
+    small = {"n_envs": 2, "n_steps": 120, "batch_size": 60, "cost_shaping": "FailurePredictor(horizon=7)"}
+    model, saved = make_manager("cpo", "SafePointCircle-v0", tmp_path, small).setup_experiment()
+    assert model.cost_shaping.horizon == 7
+    assert saved["cost_shaping"] == "FailurePredictor(horizon=7)"
+
+
+def test_train_resume_and_enjoy(run):
+    """A user's way: train, continue, watch; each finds what the one before has left."""
+    run(train, *POINT, "-n", "400", "--eval-freq", "200", "--save-freq", "200", "-tb", "tb", "-P", "--seed", "1", *TINY)
+    folder = Path("logs/cpo/SafePointCircle-v0_1")
+    files = {path.name for path in folder.rglob("*")}
+    expected = {"best_model.zip", "SafePointCircle-v0.zip", "rl_model_200_steps.zip", "evaluations.npz", "0.monitor.csv"}
+    assert expected | {"config.yml", "args.yml", "command.txt"} <= files
+    results = load_results(str(folder))
+    assert (results["cost"] >= 0).all()
+    assert results["cost"].sum() > 0
+    with np.load(folder / "evaluations.npz") as evaluations:
+        assert evaluations["costs"].shape == (2, 5, 1)
+        np.testing.assert_array_equal(evaluations["cost_limits"], [[5.0], [5.0]])
+    assert list(Path("tb/SafePointCircle-v0/CPO_1").glob("events*"))
+
+    out = run(train, *POINT, "-n", "200", "-i", str(folder / "SafePointCircle-v0.zip"), *TINY, "cost_limit:'lin_9_7'")
+    assert "Loading pretrained agent" in out
+    first = CPO.load(folder / "SafePointCircle-v0.zip")
+    second = CPO.load("logs/cpo/SafePointCircle-v0_2/SafePointCircle-v0.zip")
+    assert second._n_updates == first._n_updates + 1 == 3
+    np.testing.assert_array_equal(second.current_cost_limit, [7.0])
+
+    out = run(enjoy, "--env", "SafePointCircle-v0", "--no-render", "-n", "200", "--exp-id", "2", "--stochastic", "--seed", "4")
+    costs = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("Episode Cost")]
+    rewards = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("Episode Reward")]
+    assert len(costs) == len(rewards) > 2
+    assert f"Mean cost: {np.mean(costs):.2f} +/- {np.std(costs):.2f}" in out
+    # The end of the schedule
+    verdict = "within" if np.mean(costs) <= 7 else "OVER"
+    assert f"Cost limit: 7.00, the mean is {verdict}" in out
+
+
+def test_enjoy_prints_the_cost_and_says_when_it_is_over_the_limit(run):
+    args = ["--algo", "cpo", "--env", "Priceless-v0"]
+    run(train, *args, "-n", "200", "--eval-freq", "-1", *TINY, "cost_limit:11.9")
+    out = run(enjoy, *args, "--no-render", "-n", "8")
+    assert out.count("Episode Cost: 12.00") == 2
+    assert "Mean cost: 12.00 +/- 0.00\nCost limit: 11.90, the mean is OVER" in out
+
+
+def test_sb3s_own_algorithms_still_train_in_the_zoo(run):
+    out = run(
+        train,
+        "--algo",
+        "ppo",
+        "--env",
+        "Priceless-v0",
+        "-n",
+        "64",
+        "--eval-freq",
+        "64",
+        "-params",
+        "n_steps:32",
+        "batch_size:32",
+        "--conf-file",
+        str(write_ppo_yaml()),
+    )
+    assert "Episode cost: 12.00 +/- 0.00 (limit none)" in out
+    assert "New best feasible model!" in out
+
+
+def write_ppo_yaml():
+    path = Path("ppo.yml")
+    path.write_text("default:\n  n_timesteps: 64\n  policy: MlpPolicy\n")
+    return path
+
+
+def test_help_is_a_page(run, capsys):
+    for script in (train, enjoy):
+        with pytest.raises(SystemExit) as exit_info:
+            run(script, "--help")
+        assert exit_info.value.code == 0
+        text = capsys.readouterr().out
+        assert "examples:" in text
+        assert "{a2c" in text
+        assert "cpo" in text
+        assert f"python -m sb3_cpo.zoo.{script.__name__}" in text
+
+
+# ---------------------------------------------------------------- hyperparameter optimisation
+
+
+def evaluate_trial(trial, evaluations, cost_limit=5.0):
+    """Report evaluations (reward, cost) of a trial, as a training would; return the value of the trial."""
+    env = DummyVecEnv([lambda: ScriptedEnv([(0.0, 0.0)])])
+    model = CPO("MlpPolicy", env, cost_limit=cost_limit, n_steps=len(evaluations), batch_size=len(evaluations))
+    eval_env = DummyVecEnv([lambda: Monitor(ScriptedEnv(evaluations))])
+    callback = ConstrainedTrialEvalCallback(eval_env, trial, n_eval_episodes=1, eval_freq=1)
+    model.learn(len(evaluations), callback=callback)
+    if callback.is_pruned:
+        raise optuna.TrialPruned
+    return callback.last_mean_reward
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(), optuna.samplers.TPESampler(n_startup_trials=0)])
+def test_trial_over_the_limit_never_beats_a_feasible_one(sampler):
+    # Rich and over the limit; within; poorer and within; richest and over
+    outcomes = [(1000, 5.5), (2, 5.0), (1, 0.0), (5000, 9.0)]
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: evaluate_trial(trial, [(0, 0), outcomes[trial.number]]), n_trials=4)
+    assert study.best_trial.number == 1
+    assert [trial.constraints["0"] for trial in study.trials] == [0.5, 0.0, -5.0, 4.0]
+    assert [trial.user_attrs["mean_cost_0"] for trial in study.trials] == [5.5, 5.0, 0.0, 9.0]
+    assert [trial.user_attrs["is_feasible"] for trial in study.trials] == [False, True, True, False]
+
+
+def test_pruner_prefers_feasible_trials():
+    """A rich trial over the limit is pruned against poor feasible ones, and a poor feasible one is not pruned against it."""
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    outcomes = [[(1, 1), (1, 1)], [(1000, 6), (1000, 6)], [(2, 1), (2, 1)]]
+    study.optimize(lambda trial: evaluate_trial(trial, outcomes[trial.number]), n_trials=3)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    # Far over the limit is worse than a little
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda trial: evaluate_trial(trial, [(9, 6), (9, 50), (-9, 5)]), n_trials=1)
+    reported = study.trials[0].intermediate_values
+    assert reported[2] < reported[1] < reported[3] == -9
+
+
+OPTIMIZE = ["-n", "200", "-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+OPTIMIZE += ["--n-startup-trials", "1", "--pruner", "none", "--seed", "1"]
+
+
+def test_tuner_shares_a_study_and_ends_with_its_report(run):
+    """Two processes, one after the other, on one storage: the second goes on where the first stopped."""
+    storage = ["--storage", "study/point.log", "--study-name", "point"]
+    for n_trials in (2, 3):
+        out = run(train, *POINT, *OPTIMIZE, "--max-total-trials", str(n_trials), *storage, *TINY)
+    assert "Trials: 3, complete: 3" in out
+    assert "cost_gae_lambda" in out
+    storage_object = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study/point.log"))
+    study = optuna.load_study(study_name="point", storage=storage_object)
+    assert [set(trial.constraints) for trial in study.trials] == [{"0"}] * 3
+    for trial in study.trials:
+        assert trial.user_attrs["cost_limit_0"] == 5.0
+        assert trial.constraints["0"] == trial.user_attrs["mean_cost_0"] - 5.0
+    reports = sorted(Path("logs/cpo").glob("report_*.csv"))
+    assert reports
+    assert "user_attrs_mean_cost_0" in reports[-1].read_text().splitlines()[0]
+    # A trial's hyperparameters can be used: rl_zoo3 reads them from the study
+    manager = make_manager("cpo", "SafePointCircle-v0", "logs", storage="study/point.log", study_name="point")
+    loaded = manager.load_trial("study/point.log", "point", 1)
+    assert loaded["gamma"] == pytest.approx(study.trials[1].user_attrs["gamma"])
+    assert loaded["target_kl"] == study.trials[1].params["target_kl"]
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_tuner_reports_where_no_trial_is_feasible(run, algo):
+    out = run(train, "--algo", algo, "--env", "Priceless-v0", *OPTIMIZE, *TINY, "cost_limit:10.0")
+    assert "complete: 2, of which feasible: 0" in out
+    assert "No trial is feasible. The one with the lowest violation:" in out
+    assert "mean_cost_0: 12.0" in out
+    assert list(Path("logs", algo).glob("report_*.csv"))
+
+
+def test_missing_cost_ends_the_tuner_and_is_not_a_pruned_trial(run):
+    with pytest.raises(KeyError, match="info has no 'cost'"):
+        run(train, "--algo", "cpo", "--env", "Priceless-v0", "--env-kwargs", "has_cost:False", *OPTIMIZE, *TINY)
+
+
+# ---------------------------------------------------------------- rl_zoo3's plots
+
+
+def write_evaluations(folder, costs, results):
+    folder.mkdir(parents=True)
+    np.savez(
+        folder / "evaluations.npz",
+        timesteps=[1000, 2000],
+        results=results,
+        ep_lengths=np.ones_like(results),
+        costs=np.asarray(costs)[:, :, None],
+        cost_limits=[[5.0], [5.0]],
+    )
+
+
+def test_rl_zoo3s_plots_aggregate_costs(tmp_path):
+    """In a process of their own: rl_zoo3's plots change matplotlib for good."""
+    for run_id, shift in [(1, 0.0), (2, 2.0)]:
+        costs = np.array([[7.0, 9.0], [3.0, 5.0]]) + shift
+        write_evaluations(tmp_path / f"logs/cpo/SafePointCircle-v0_{run_id}", costs, 10 * costs)
+    commands = [
+        "all_plots -a cpo -e SafePointCircle-v0 -f logs --no-million --key costs -o costs --no-display",
+        "plot_from_file -i costs -o costs.svg",
+    ]
+    code = f"import sys; from sb3_cpo.zoo.plots import main\nfor c in {commands}: sys.argv = ['plots', *c.split()]; main()"
+    env = {**os.environ, "MPLBACKEND": "agg"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=env, capture_output=True)
+    with open(tmp_path / "costs.pkl", "rb") as file:
+        post_processed = pickle.load(file)["SafePointCircle-v0"]["CPO-logs"]
+    np.testing.assert_array_equal(post_processed["mean"], [9.0, 5.0])
+    np.testing.assert_array_equal(sorted(post_processed["last_evals"]), [4.0, 6.0])
+    assert (tmp_path / "costs.svg").read_text().startswith("<?xml")
+
+
+def test_importing_sb3_cpo_imports_no_zoo():
+    def heavy_modules_after(*modules):
+        code = f"import sys, {', '.join(modules)}; print(*sys.modules, sep='\\n')"
+        out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        return {"rl_zoo3", "optuna", "matplotlib", "pandas", "mujoco", "moviepy"} & set(out.split())
+
+    # SB3 itself imports matplotlib and pandas where they are installed
+    ours = heavy_modules_after("sb3_cpo", "sb3_cpo.evaluation", "sb3_cpo.callbacks")
+    assert ours == heavy_modules_after("stable_baselines3")
