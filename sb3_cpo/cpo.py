@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from sb3_cpo.buffers import CostRolloutBufferSamples
-from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm
+from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm, CostData
 from sb3_cpo.trust_region import TrustRegionStep
 
 # A violation this many times what one update can change, for this many updates in a row, is worth a word
@@ -27,6 +27,9 @@ class CPO(ConstrainedOnPolicyAlgorithm):
     Arguments: see :class:`~sb3_cpo.on_policy_algorithm.ConstrainedOnPolicyAlgorithm`.
     """
 
+    cost_margin: np.ndarray | None = None
+    """(n_costs,) what is added to the violation, see ``cost_margin_lr``; None before the first update."""
+
     def _update_policy(self, rollout_data: CostRolloutBufferSamples, params: Sequence[nn.Parameter]) -> TrustRegionStep:
         estimate = self.cost_estimate
         assert estimate is not None
@@ -34,14 +37,35 @@ class CPO(ConstrainedOnPolicyAlgorithm):
         if self.cost_confidence > 0:
             # No standard error is known from a single episode, and no margin is added
             violation = violation + self.cost_confidence * np.nan_to_num(estimate.standard_error)
+        if self.cost_margin is None:
+            self.cost_margin = np.zeros(self.n_costs)
+        constrained_violation = violation + self.cost_margin
         # Centred, but in the units of the costs; the paper's problem compares their surrogate with J - limit
         cost_advantages = rollout_data.cost_advantages - rollout_data.cost_advantages.mean(dim=0)
         # J is an expectation over episodes, the batch mean one over steps: without the mean episode length, the constraint
         # would weigh an episode's violation against one step's change
-        step = self._trust_region_step(rollout_data, params, cost_advantages * estimate.mean_length, violation)
+        cost_data = CostData(
+            rollout_data.observations,
+            self._actions(rollout_data),
+            rollout_data.old_log_prob,
+            cost_advantages * estimate.mean_length,
+        )
+        self._cost_data = [*self._cost_data, cost_data][-self.n_cost_rollouts :]
+        step = self._trust_region_step(rollout_data, params, self._cost_data, constrained_violation)
+        self._update_margin(step, violation)
         self._watch(step, violation)
         self._log_constraints(step, violation, float(abs(cost_advantages).max()) if self.n_costs else 0.0)
         return step
+
+    def _update_margin(self, step: TrustRegionStep, violation: np.ndarray) -> None:
+        """
+        Integral action on the violation. Not while no step could satisfy the constraint anyway, and never by more than an
+        update can change: a margin that has grown where it could not help would hold the costs down long afterwards.
+        """
+        assert self.cost_margin is not None
+        if step.is_feasible:
+            reach = step.reachable_cost_change
+            self.cost_margin = np.maximum(self.cost_margin + self.cost_margin_lr * np.clip(violation, -reach, reach), 0.0)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn once of what no number of updates will mend."""
@@ -68,6 +92,9 @@ class CPO(ConstrainedOnPolicyAlgorithm):
         assert self.cost_estimate is not None
         self._record("train/violation", violation)
         self._record("train/nu", step.nu)
+        if self.cost_margin_lr > 0:
+            assert self.cost_margin is not None
+            self._record("train/cost_margin", self.cost_margin)
         self.logger.record("train/is_feasible", float(step.is_feasible))
         self._record("train/predicted_cost_change", step.step_size * step.predicted_cost_change)
         self._record("train/cost_surrogate", step.cost_surrogate_change)

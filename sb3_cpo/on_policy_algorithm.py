@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -36,6 +36,17 @@ from sb3_cpo.trust_region import Surrogates, TrustRegionStep, mean_kl_divergence
 PREDICTION_CHUNK = 8192
 
 SelfConstrainedOnPolicyAlgorithm = TypeVar("SelfConstrainedOnPolicyAlgorithm", bound="ConstrainedOnPolicyAlgorithm")
+
+
+class CostData(NamedTuple):
+    """What a cost surrogate is made of: one rollout."""
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    """As the distribution's ``log_prob`` takes them."""
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    """(batch_size, n_costs) centred, in units of an episode's cost"""
 
 
 class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -85,6 +96,11 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param cost_gamma: Discount factor of the costs. With 1, ``cost_limit`` bounds the plain sum of an episode's costs
     :param cost_gae_lambda: Factor for trade-off of bias vs variance for the cost advantages
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors. 0 constrains the mean
+    :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
+        action), so that what every update fails to deliver does not become a lasting excess. 0 is the paper's: no margin
+    :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates. 1 is the paper's. With few
+        episodes in a rollout, a step is mostly fitted to their noise and does not lower costs as it promises; earlier
+        rollouts, weighted by importance ratios, lend it theirs
     :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
     :param missing_cost: What a step without cost means: "error", or "zero" for environments that only mention costs
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -141,6 +157,8 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         cost_gamma: float = 1.0,
         cost_gae_lambda: float = 0.95,
         cost_confidence: float = 0.0,
+        cost_margin_lr: float = 0.0,
+        n_cost_rollouts: int = 1,
         cost_shaping: FailurePredictor | None = None,
         missing_cost: str = "error",
         _init_setup_model: bool = True,
@@ -181,6 +199,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.cost_gamma = cost_gamma
         self.cost_gae_lambda = cost_gae_lambda
         self.cost_confidence = cost_confidence
+        self.cost_margin_lr = cost_margin_lr
+        self.n_cost_rollouts = n_cost_rollouts
+        self._cost_data: list[CostData] = []
         self.cost_shaping = cost_shaping
         self.missing_cost = missing_cost
         self._rollout_rewards: list[float] = []
@@ -273,7 +294,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {value}")
-        for name in ("cg_damping", "cost_confidence"):
+        for name in ("cg_damping", "cost_confidence", "cost_margin_lr"):
             value = getattr(self, name)
             if not (value >= 0 and np.isfinite(value)):
                 raise ValueError(f"{name} must be a finite number >= 0, not {value}")
@@ -315,7 +336,14 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         super()._maybe_recommend_cpu(mlp_class_name)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "cost_limits", "_episode_costs", "_rollout_callback", "_terminal_obs"]
+        return [
+            *super()._excluded_save_params(),
+            "cost_limits",
+            "_cost_data",
+            "_episode_costs",
+            "_rollout_callback",
+            "_terminal_obs",
+        ]
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
@@ -576,12 +604,12 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self,
         rollout_data: CostRolloutBufferSamples,
         params: Sequence[nn.Parameter],
-        cost_advantages: th.Tensor,
+        cost_data: Sequence[CostData],
         violation: np.ndarray,
     ) -> TrustRegionStep:
         """
         :param params: the parameters that the step may move
-        :param cost_advantages: (batch_size, n_constraints) in units of an episode's cost
+        :param cost_data: what the cost surrogates are estimated on, the last entry of this rollout; empty without constraints
         :param violation: (n_constraints,)
         """
         actions = self._actions(rollout_data)
@@ -595,12 +623,12 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             old_thinned_distribution = copy(self.policy.get_distribution(thinned.observations))
 
         def evaluate() -> Surrogates:
-            distribution = self.policy.get_distribution(rollout_data.observations)
+            distribution = copy(self.policy.get_distribution(rollout_data.observations))
             # ratio between old and new policy, one at the first evaluation
             ratio = th.exp(distribution.log_prob(actions) - rollout_data.old_log_prob)
             return Surrogates(
                 objective=(ratio * advantages).mean(),
-                costs=(ratio.unsqueeze(1) * cost_advantages).mean(dim=0),
+                costs=self._cost_surrogates(cost_data, ratio),
                 kl_div=mean_kl_divergence(old_distribution, distribution),
             )
 
@@ -618,6 +646,25 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             line_search_max_iter=self.line_search_max_iter,
             evaluate_kl=evaluate_kl if self.fisher_sub_sampling_factor > 1 else None,
         )
+
+    def _cost_surrogates(self, cost_data: Sequence[CostData], ratio: th.Tensor) -> th.Tensor:
+        """
+        (n_costs,), mean over rollouts.
+
+        :param ratio: (batch_size,) of the last entry, which is this rollout's
+        """
+        if not cost_data:
+            return ratio.new_zeros(0)
+        ratios = []
+        for data in cost_data[:-1]:
+            log_prob = self.policy.get_distribution(data.observations).log_prob(data.actions)
+            ratios.append(th.exp(log_prob - data.old_log_prob))
+        return th.stack(
+            [
+                (ratio.unsqueeze(1) * data.advantages).mean(dim=0)
+                for data, ratio in zip(cost_data, [*ratios, ratio], strict=True)
+            ]
+        ).mean(dim=0)
 
     def _update_critics(self, actor_params: Sequence[nn.Parameter]) -> tuple[list[float], list[float]]:
         """Fit reward and cost critic in one loop over minibatches; return their losses."""

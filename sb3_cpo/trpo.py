@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
@@ -47,5 +46,4 @@ class TRPO(ConstrainedOnPolicyAlgorithm):
         return CostLimits.unlimited() if self.cost_limit is None else super()._parse_cost_limit()
 
     def _update_policy(self, rollout_data: CostRolloutBufferSamples, params: Sequence[nn.Parameter]) -> TrustRegionStep:
-        no_costs = th.zeros((len(rollout_data.actions), 0), device=self.device)
-        return self._trust_region_step(rollout_data, params, no_costs, np.zeros(0))
+        return self._trust_region_step(rollout_data, params, [], np.zeros(0))
