@@ -90,6 +90,7 @@ class CircleTask(Task):
         self.min_horizon = min_horizon
         self.max_horizon = max_horizon
         self.robot_env.add_scenery(CircleScenery(radius, x_limit))
+        self.robot_env.set_camera(distance=2.1 * radius, elevation=-40.0, lookat=np.array((0.0, -0.15 * radius, 0.0)))
 
     def begin(self, rng: np.random.Generator) -> dict[str, Any]:
         if self.min_horizon is None or self.max_horizon is None:
@@ -140,16 +141,16 @@ class CircleScenery:
     def __call__(self, spec: mujoco.MjSpec) -> None:
         length = 1.25 * self.radius
         for side, x in (("left", -self.x_limit), ("right", self.x_limit)):
-            add_visual_box(spec, f"panel_{side}", (x, 0.0, 0.5), (0.05, length, 0.5), (0.9, 0.2, 0.2, 0.6))
+            add_visual_box(spec, f"panel_{side}", (x, 0.0, 0.5), (0.05, length, 0.5), (0.95, 0.25, 0.2, 0.7))
         add_visual_box(spec, "safe_region", (0.0, 0.0, 0.005), (self.x_limit, length, 0.005), (0.2, 0.8, 0.3, 0.25))
         mesh = spec.add_mesh(name="target_circle", inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL)
-        vertices, faces = ring_mesh(self.radius, half_width=0.015 * self.radius, height=0.04)
+        vertices, faces = ring_mesh(self.radius, half_width=0.015 * self.radius, height=0.05)
         mesh.uservert, mesh.userface = vertices.ravel(), faces.ravel()
         spec.worldbody.add_geom(
             name="target_circle",
             type=mujoco.mjtGeom.mjGEOM_MESH,
             meshname="target_circle",
-            rgba=(0.1, 0.4, 0.9, 1.0),
+            rgba=(0.2, 0.55, 1.0, 1.0),
             contype=0,
             conaffinity=0,
             density=0,
@@ -171,5 +172,5 @@ def ring_mesh(radius: float, half_width: float, height: float, n_segments: int =
         here, there = 4 * segment, 4 * ((segment + 1) % n_segments)
         for k in range(4):
             j = (k + 1) % 4
-            faces += [(here + k, here + j, there + j), (here + k, there + j, there + k)]
+            faces += [(here + k, there + j, here + j), (here + k, there + k, there + j)]
     return vertices.reshape(-1, 3), np.array(faces)

@@ -92,6 +92,7 @@ class GatherTask(Task):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (n_observations,), dtype=np.float64)
         self.robot_env.position_limit = min(self.robot_env.position_limit, ACTIVITY_RANGE)
         self.robot_env.add_scenery(GatherScenery(n_apples, n_bombs))
+        self.robot_env.set_camera(distance=21.0, elevation=-65.0)
 
     def begin(self, rng: np.random.Generator) -> dict[str, Any]:
         n_objects = self.n_apples + self.n_bombs

@@ -5,7 +5,7 @@ copy, :class:`~safe_envs.vec_env.BatchVecEnv` with all of its copies, so that bo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +52,6 @@ class Robot:
     :param healthy_z: the episode terminates when the torso's height ``qpos[2]`` leaves this range, never if None
     :param is_kinematic: moved by ``move_point`` instead of by physics
     :param observes_contact_forces: whether the observation holds ``cfrc_ext``
-    :param camera: gymnasium's ``default_camera_config``
     """
 
     name: str
@@ -62,15 +61,26 @@ class Robot:
     healthy_z: tuple[float, float] | None = None
     is_kinematic: bool = False
     observes_contact_forces: bool = False
-    camera: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+def _restyle(spec: mujoco.MjSpec) -> None:
+    """A floor on which other things stand out."""
+    spec.material("MatPlane").reflectance = 0.1
+    for texture in spec.textures:
+        if texture.type == mujoco.mjtTexture.mjTEXTURE_CUBE:
+            texture.width, texture.height = 32, 192  # a plain colour: gymnasium's 127 x 762 pixels are half of the model
+        elif texture.type == mujoco.mjtTexture.mjTEXTURE_2D:
+            texture.rgb1, texture.rgb2 = (0.36, 0.40, 0.44), (0.43, 0.47, 0.51)
 
 
 def _edit_point(spec: mujoco.MjSpec) -> None:
+    _restyle(spec)
     spec.body("torso").geoms[0].rgba = spec.body("torso").geoms[1].rgba = (0.95, 0.6, 0.1, 1.0)
 
 
 def _edit_ant(spec: mujoco.MjSpec) -> None:
     """Make gymnasium's ant the ant of Achiam et al. 2017, that is rllab's."""
+    _restyle(spec)
     spec.option.timestep = 0.02
     for geom in spec.geoms:
         geom.solref = (0.02, 1.0)
@@ -84,21 +94,20 @@ def _edit_ant(spec: mujoco.MjSpec) -> None:
 
 _ASSETS = Path(__file__).parent / "assets"
 
-POINT = Robot("Point", "point.xml", edit=_edit_point, is_kinematic=True, camera={"distance": 12.0, "elevation": -45.0})
+POINT = Robot("Point", "point.xml", edit=_edit_point, is_kinematic=True)
 ANT = Robot(
     "Ant",
     "ant.xml",
     edit=_edit_ant,
     init_qpos=(0.0, 0.0, 0.55, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0),
     healthy_z=(0.2, 1.0),
-    camera={"distance": 12.0, "elevation": -40.0},
 )
 HUMANOID = Robot(
     "Humanoid",
     str(_ASSETS / "humanoid.xml"),
+    edit=_restyle,
     healthy_z=(0.8, 2.0),
     observes_contact_forces=True,
-    camera={"distance": 12.0, "elevation": -30.0},
 )
 ROBOTS = {robot.name: robot for robot in (POINT, ANT, HUMANOID)}
 
@@ -113,9 +122,6 @@ def get_robot(name: str) -> Robot:
 def compile_model(robot: Robot, sceneries: tuple[Scenery, ...] = ()) -> mujoco.MjModel:
     """Compile a robot in a scene; the model is shared by all who ask for the same, so copy it before you change it."""
     spec = mujoco.MjSpec.from_file(expand_model_path(robot.model_path))
-    for texture in spec.textures:
-        if texture.type == mujoco.mjtTexture.mjTEXTURE_CUBE:
-            texture.width, texture.height = 32, 192  # a plain colour: gymnasium's 127 x 762 pixels are half of the model
     if robot.edit is not None:
         robot.edit(spec)
     # The sensors fill subtree_linvel and cfrc_ext in a batched step, too
@@ -283,8 +289,7 @@ class RobotEnv(MujocoEnv):
         self.position_limit = position_limit
         self.sceneries: tuple[Scenery, ...] = ()
         self._arguments = dict(robot=robot, position_limit=position_limit, render_mode=render_mode, **render_kwargs)
-        self._render_kwargs = {"default_camera_config": dict(robot.camera), **render_kwargs}
-        super().__init__(robot.model_path, 1, None, render_mode=render_mode, **self._render_kwargs)
+        super().__init__(robot.model_path, 1, None, render_mode=render_mode, **render_kwargs)
         # Not a class attribute: the robots' time steps differ
         self.metadata = {**self.metadata, "render_fps": round(1.0 / self.dt)}
         if robot.init_qpos is not None:
@@ -315,6 +320,11 @@ class RobotEnv(MujocoEnv):
         self.model, self.data = self._initialize_simulation()
         self.mujoco_renderer.model, self.mujoco_renderer.data = self.model, self.data
         self.set_state(qpos, qvel)
+
+    def set_camera(self, **config: Any) -> None:
+        """Look at the scene in this way, unless the user has given a ``default_camera_config``."""
+        if "default_camera_config" not in self._arguments:
+            self.mujoco_renderer.default_cam_config = config
 
     @property
     def com_offset(self) -> np.ndarray:
