@@ -73,8 +73,8 @@ class CPO(ConstrainedOnPolicyAlgorithm):
         if is_stuck.any() and self._n_vanishing == 0:
             warnings.warn(
                 f"the cost of constraint {int(np.argmax(is_stuck))} is over its limit by {violation[is_stuck][0]:.4g}, but no "
-                "change of the policy near the present one changes it (its advantages are zero): only its own constraint is "
-                "skipped in this update. If it lasts, the cost does not depend on the actions, or exploration is too small"
+                "change of the policy near the present one changes it (its advantages are zero): such an update ignores the "
+                "return and only lowers the other costs. If it lasts, no action changes this cost, or exploration is too small"
             )
         self._n_vanishing += int(is_stuck.any())
         is_out_of_reach = violation > WATCHDOG_FACTOR * step.reachable_cost_change

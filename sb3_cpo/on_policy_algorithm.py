@@ -284,6 +284,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             "cg_max_steps",
             "line_search_max_iter",
             "fisher_sub_sampling_factor",
+            "n_cost_rollouts",
             "batch_size",
             "n_steps",
         ):

@@ -225,6 +225,40 @@ def test_confidence_adds_standard_errors_to_the_violation(seen):
     np.testing.assert_allclose(seen[0]["violation"], estimate.mean + 2 * estimate.standard_error - 1)
 
 
+def test_margin_is_the_sum_of_the_violations_that_an_update_could_have_mended(seen):
+    env = vec_env(lambda rank: RiskyEnv(), 4)
+    model = CPO("MlpPolicy", env, 2.0, cost_margin_lr=0.5, **KWARGS)
+    margin, signs = 0.0, set()
+    for _ in range(6):
+        model.learn(128, reset_num_timesteps=False)
+        violation, step = model.raw_cost_estimate.mean - 2, seen[-1]["step"]
+        np.testing.assert_allclose(seen[-1]["violation"], violation + margin)
+        if step.is_feasible:
+            margin = max(margin + 0.5 * np.clip(violation, -step.reachable_cost_change, step.reachable_cost_change)[0], 0)
+            signs.add(np.sign(violation[0]))
+        np.testing.assert_allclose(model.cost_margin, margin)
+    assert margin > 0 or signs == {1, -1}
+
+
+def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
+    """The surrogate is the mean over rollouts, each weighted by the ratio of the policies that acted in it."""
+    env = vec_env(lambda rank: RiskyEnv(), 4)
+    model = CPO("MlpPolicy", env, 2.0, n_cost_rollouts=3, **KWARGS)
+    data = []
+    for n_rollouts in (1, 2, 3, 3):
+        model.learn(128, reset_num_timesteps=False)
+        buffer, length = model.rollout_buffer, model.raw_cost_estimate.mean_length
+        centred = buffer.cost_advantages - buffer.cost_advantages.mean()
+        data.append([th.as_tensor(array.copy()) for array in (buffer.observations, buffer.actions, buffer.log_probs[:, 0])])
+        data[-1].append(th.as_tensor(centred[:, 0] * length, dtype=th.float32))
+        expected = 0.0
+        with th.no_grad():
+            for obs, actions, old_log_prob, advantages in data[-n_rollouts:]:
+                ratio = (model.policy.get_distribution(obs).log_prob(actions) - old_log_prob).exp()
+                expected += (ratio * advantages).mean().item() / n_rollouts
+        np.testing.assert_allclose(seen[-1]["after"].costs.item(), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_fisher_matrix_on_fewer_states_still_keeps_the_divergence_of_all(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
     CPO("MlpPolicy", env, 1.0, fisher_sub_sampling_factor=5, **KWARGS).learn(128 * 4)

@@ -434,8 +434,9 @@ GLOSSARY = (
 )  # fmt: skip
 SCALARS = (
     "rollout/ep_rew_mean_rollout", "rollout/n_episodes", "rollout/stale_share",
-    "train/policy_objective", "train/cost_value_loss", "train/kl_divergence_loss", "train/cg_residual", "train/lambda", "train/is_feasible",
-    "train/step_size", "train/is_line_search_success", "train/value_loss", "train/explained_variance", "safety/first_feasible_step",
+    "train/policy_objective", "train/cost_value_loss", "train/kl_divergence_loss", "train/cg_residual", "train/lambda",
+    "train/is_feasible", "train/step_size", "train/is_line_search_success", "train/value_loss", "train/explained_variance",
+    "safety/first_feasible_step",
 )  # fmt: skip
 
 
