@@ -70,7 +70,7 @@ def _describe(layers: _Layers) -> dict[str, Any]:
     arguments = getattr(base, "_arguments", None) or {"arguments": (base._ezpickle_args, base._ezpickle_kwargs)}
     return {
         "task": type(layers.task).__name__,
-        **layers.task._saved_kwargs,
+        **getattr(layers.task, "_saved_kwargs", {}),
         "environment": type(base).__name__,
         **arguments,
         "max_episode_steps": layers.max_episode_steps,
@@ -273,7 +273,7 @@ class BatchVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an argument of the task in all copies, or an attribute that means nothing to the environments in any."""
         rows = list(self._get_indices(indices))
-        if attr_name in self.task._saved_kwargs:
+        if attr_name in getattr(self.task, "_saved_kwargs", {}):
             if set(rows) != set(range(self.num_envs)):
                 raise ValueError(
                     f"BatchVecEnv steps copies of one task: set {attr_name!r} in all of them, not in {rows} only."

@@ -14,6 +14,12 @@ from safe_envs.robots import ANT, HUMANOID, POINT, RobotEnv
 ALL_ROBOTS = [POINT, ANT, HUMANOID]
 
 
+@pytest.fixture
+def in_temporary_folder(tmp_path, monkeypatch):
+    """MuJoCo writes its warnings to a file in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_point_drives_along_its_new_heading():
     env = RobotEnv(POINT)
     env.reset(seed=0)
@@ -361,7 +367,7 @@ def test_falling_ends_the_episode():
 
 
 @pytest.mark.parametrize("entry", [np.nan, 1e11])
-def test_broken_simulation_ends_the_episode_and_is_counted(entry):
+def test_broken_simulation_ends_the_episode_and_is_counted(entry, in_temporary_folder):
     task = CircleTask(RobotEnv(ANT))
     task.reset(seed=0)
     env = task.unwrapped

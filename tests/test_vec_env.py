@@ -30,6 +30,12 @@ ALL_IDS = [
 ]
 
 
+@pytest.fixture
+def in_temporary_folder(tmp_path, monkeypatch):
+    """MuJoCo writes its warnings to a file in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 def batch(env_id, n_envs=3, seed=0, n_threads=1, **kwargs):
     return make_vec_env(
         env_id, n_envs=n_envs, seed=seed, vec_env_cls=BatchVecEnv, vec_env_kwargs={"n_threads": n_threads}, **kwargs
@@ -322,7 +328,7 @@ def test_set_state_sets_the_running_simulation():
         venv.env_method("set_state", qpos[:3], qvel)
 
 
-def test_broken_copy_ends_alone():
+def test_broken_copy_ends_alone(in_temporary_folder):
     venv = batch("SafeAntCircle-v0", n_envs=4)
     dummy = make_vec_env("SafeAntCircle-v0", n_envs=4, seed=0)
     venv.reset()
@@ -342,7 +348,7 @@ def test_broken_copy_ends_alone():
     assert venv.get_attr("n_broken_simulations") == [0, 0, 1, 0]
 
 
-def test_what_overflows_in_a_step_is_put_back_before_anyone_sees_it():
+def test_what_overflows_in_a_step_is_put_back_before_anyone_sees_it(in_temporary_folder):
     venv, dummy = batch("SafeAntCircle-v0", n_envs=2), make_vec_env("SafeAntCircle-v0", n_envs=2, seed=0)
     venv.reset()
     dummy.reset()

@@ -17,6 +17,12 @@ THRESHOLDS = {
 }
 
 
+@pytest.fixture
+def in_temporary_folder(tmp_path, monkeypatch):
+    """MuJoCo writes its warnings to a file in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("robot", THRESHOLDS)
 def test_observation_and_reward_are_those_of_v4(robot):
     threshold = 0.3  # low enough for random actions to cross it
@@ -129,7 +135,7 @@ def test_batch_reads_the_weights_of_its_robots():
     assert not env.unwrapped.is_healthy
 
 
-def test_broken_simulation_ends_the_episode():
+def test_broken_simulation_ends_the_episode(in_temporary_folder):
     env = gym.make("SafeHalfCheetahVelocity-v0")
     env.reset(seed=0)
     env.unwrapped.data.qvel[3] = 1e12
