@@ -98,6 +98,15 @@ class CostRolloutBuffer(RolloutBuffer):
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
+        self._reset_costs()
+        super().reset()
+
+    def set_n_costs(self, n_costs: int) -> None:
+        """Make room for another number of costs; those that are here are lost."""
+        self.n_costs = n_costs
+        self._reset_costs()
+
+    def _reset_costs(self) -> None:
         shape = (self.buffer_size, self.n_envs, self.n_costs)
         # float64: an episode's cost is a sum over many steps, and tests compare it with the environment's own
         self.costs = np.zeros(shape)
@@ -105,7 +114,6 @@ class CostRolloutBuffer(RolloutBuffer):
         self.cost_advantages = np.zeros(shape)
         self.cost_returns = np.zeros(shape)
         self.episode_ends = np.zeros(shape[:2], dtype=bool)
-        super().reset()
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         if self.on_full is not None:

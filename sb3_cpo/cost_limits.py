@@ -26,13 +26,13 @@ class CostLimits(NamedTuple):
     limits: tuple[Limit, ...]
 
     @classmethod
-    def unlimited(cls) -> "CostLimits":
+    def unlimited(cls, n_costs: int = 1) -> "CostLimits":
         """``info["cost"]``, to be observed and not to be limited."""
-        return cls(None, (), (np.inf,))
+        return cls(None, _numbers(n_costs), (np.inf,) * n_costs)
 
     @property
     def is_limited(self) -> bool:
-        return self.n_costs > 0 and self.limits != (np.inf,)
+        return any(limit != np.inf for limit in self.limits)
 
     @property
     def n_costs(self) -> int:
@@ -74,8 +74,7 @@ def parse_cost_limit(cost_limit: CostLimit) -> CostLimits:
         parsed = CostLimits(keys, keys, tuple(_as_limit(value, f"[{key!r}]") for key, value in cost_limit.items()))
     elif isinstance(cost_limit, Sequence | np.ndarray) and not isinstance(cost_limit, str) and np.ndim(cost_limit) > 0:  # type: ignore[arg-type]
         limits = [_as_limit(value, f"[{index}]") for index, value in enumerate(cost_limit)]
-        names = tuple(str(index) for index in range(len(limits))) if len(limits) > 1 else ()
-        parsed = CostLimits(None, names, tuple(limits))
+        parsed = CostLimits(None, _numbers(len(limits)), tuple(limits))
     else:
         parsed = CostLimits(None, (), (_as_limit(cost_limit, ""),))
     if parsed.n_costs > MAX_COSTS:
@@ -84,6 +83,10 @@ def parse_cost_limit(cost_limit: CostLimit) -> CostLimits:
         raise ValueError(f"cost_limit is {cost_limit}: a limit must be a finite number")
     parsed.at(1.0)
     return parsed
+
+
+def _numbers(n_costs: int) -> tuple[str, ...]:
+    return tuple(str(index) for index in range(n_costs)) if n_costs > 1 else ()
 
 
 def _as_limit(value: Any, place: str) -> Limit:

@@ -50,8 +50,9 @@ class CPO(ConstrainedOnPolicyAlgorithm):
             rollout_data.old_log_prob,
             cost_advantages * estimate.mean_length,
         )
-        self._cost_data = [*self._cost_data, cost_data][-self.n_cost_rollouts :]
-        step = self._trust_region_step(rollout_data, params, self._cost_data, constrained_violation)
+        recent = [*self._cost_data, cost_data]
+        step = self._trust_region_step(rollout_data, params, recent, constrained_violation)
+        self._cost_data = recent[len(recent) - self.n_cost_rollouts + 1 :]
         self._update_margin(step, violation)
         self._watch(step, violation)
         self._log_constraints(step, violation, float(abs(cost_advantages).max()) if self.n_costs else 0.0)

@@ -69,12 +69,16 @@ class EpisodeCosts:
 
         Where no episode ended, the estimate is the mean over environments of the cost so far plus ``cut_values``.
 
-        :param cut_values: (n_envs, n_costs) cost still to come at the end of the rollout (None: unknown, taken as 0)
+        :param cut_values: (n_envs, n_costs) cost still to come at the end of the rollout (None: there is no critic, and what
+            is left of ``max_episode_steps`` is taken to cost as much per step as what was played)
         :param max_episode_steps: length to assume where no episode ended (None: the mean length so far)
         """
         if not self._ended:
-            so_far = self.sums + (0.0 if cut_values is None else self.discounts * cut_values)
             length = float(max_episode_steps or max(self.lengths.mean(), 1.0))
+            if cut_values is None:
+                steps_left = np.maximum(length - self.lengths, 0.0)[:, None]
+                cut_values = steps_left * self.sums.sum(axis=0) / max(self.lengths.sum(), 1)
+            so_far = self.sums + self.discounts * cut_values
             unknown = np.full(self.sums.shape[1], np.nan)
             stale_share = float(self._stale_lengths.sum() / max(self.lengths.sum(), 1))
             return CostEstimate(so_far.mean(axis=0), unknown, 0, length, stale_share)

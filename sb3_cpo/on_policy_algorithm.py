@@ -219,7 +219,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call
         self.cost_limits = self._parse_cost_limit()
         self.n_costs = self.cost_limits.n_costs
-        if n_costs_before not in (None, self.n_costs):
+        if self.has_cost_critic and n_costs_before not in (None, self.n_costs):
             raise ValueError(f"cost_limit has {self.n_costs} entries, but this model was trained with {n_costs_before}")
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -413,6 +413,8 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 step["log_probs"],
             )
             self._last_obs, self._last_episode_starts = step["new_obs"], step["dones"]
+            self.safety = self.safety or SafetyRecord(self.n_costs)
+            self.safety.add_costs(self.rollout_buffer.costs[: rollout_buffer.pos])
             self._sum_episode_costs(rollout_buffer.pos)
         return is_complete
 
@@ -502,8 +504,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._previous_estimate = self.cost_estimate
         self.raw_cost_estimate = self._episode_costs[0].estimate(last_values, self._max_episode_steps)
         self.cost_estimate = self._episode_costs[-1].estimate(last_values, self._max_episode_steps)
-        if self.safety is None:
-            self.safety = SafetyRecord(self.n_costs)
+        self.safety = self.safety or SafetyRecord(self.n_costs)
         self.safety.add(raw_costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps)
         if self.cost_shaping is not None:
             self._fit_cost_shaping(self.cost_shaping, raw_costs)

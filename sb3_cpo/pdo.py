@@ -49,11 +49,13 @@ class PDO(FPO):
             raise ValueError("PDO needs a cost_limit")
         if not (np.isfinite(self.penalty_lr) and self.penalty_lr > 0):
             raise ValueError(f"penalty_lr must be positive and finite, not {self.penalty_lr}")
-        # A loaded model goes on with the penalty that it had
-        penalty = self.__dict__.get("penalty")
+        # A loaded model goes on with the penalty that it had, unless `load` was given another to begin with
+        penalty, began_with = self.__dict__.get("penalty"), self.__dict__.get("_began_with")
         super()._setup_model()
-        if penalty is not None:
+        if penalty is not None and began_with is not None and np.array_equal(self.penalty, began_with):
             self.penalty = penalty
+        else:
+            self._began_with = self.penalty
 
     def _update_policy(self, rollout_data: CostRolloutBufferSamples, params: Sequence[nn.Parameter]) -> TrustRegionStep:
         step = super()._update_policy(rollout_data, params)

@@ -53,15 +53,19 @@ class SafetyRecord:
         :param num_timesteps: steps played since training began
         """
         is_over = violation > 0
-        self.n_steps += costs.shape[0] * costs.shape[1]
+        self.add_costs(costs)
         self.n_updates += 1
-        self.cumulative_cost = self.cumulative_cost + costs.sum(axis=(0, 1))
         self.n_violations = self.n_violations + is_over
         self.cost_regret = self.cost_regret + np.maximum(violation, 0.0)
         self.streak = np.where(is_over, self.streak + 1, 0)
         self.longest_streak = np.maximum(self.longest_streak, self.streak)
         if self.first_feasible_step < 0 and not is_over.any():
             self.first_feasible_step = num_timesteps
+
+    def add_costs(self, costs: np.ndarray) -> None:
+        """Steps without an update: (n_steps, n_envs, n_costs), those of a rollout that a callback stopped."""
+        self.n_steps += costs.shape[0] * costs.shape[1]
+        self.cumulative_cost = self.cumulative_cost + costs.sum(axis=(0, 1))
 
     def summary(self, names: Sequence[str] = ()) -> str:
         """One line per constraint, for the end of training."""

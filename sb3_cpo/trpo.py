@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
@@ -44,6 +45,21 @@ class TRPO(ConstrainedOnPolicyAlgorithm):
 
     def _parse_cost_limit(self) -> CostLimits:
         return CostLimits.unlimited() if self.cost_limit is None else super()._parse_cost_limit()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._knows_costs = self.cost_limit is not None
+        return super()._setup_learn(*args, **kwargs)
+
+    def _read_costs(self, infos: list[dict[str, Any]]) -> None:
+        if not self._knows_costs:
+            # Nobody has said what the costs are; the first step tells
+            self._knows_costs = True
+            n_costs = int(np.size(infos[0]["cost"])) if "cost" in infos[0] else 0
+            if n_costs != self.n_costs:
+                self.n_costs = n_costs
+                self.cost_limits = CostLimits.unlimited(n_costs)
+                self.rollout_buffer.set_n_costs(n_costs)
+        super()._read_costs(infos)
 
     def _update_policy(self, rollout_data: CostRolloutBufferSamples, params: Sequence[nn.Parameter]) -> TrustRegionStep:
         return self._trust_region_step(rollout_data, params, [], np.zeros(0))

@@ -11,6 +11,7 @@ from torch import nn
 from sb3_cpo.dual import is_row_vanishing, recovery_coefficients, solve_dual
 
 Parameters = Sequence[nn.Parameter]
+REJECTIONS = ("objective", "kl", "cost", "not_finite")
 
 
 class Surrogates(NamedTuple):
@@ -149,7 +150,7 @@ def line_search(
     old_params = th.cat([param.detach().flatten() for param in params])
     room = th.as_tensor(np.maximum(-violation, 0.0), dtype=old.costs.dtype, device=old.costs.device)
     is_violated = bool((violation > 0).any())
-    rejections = dict.fromkeys(("objective", "kl", "cost", "not_finite"), 0)
+    rejections = dict.fromkeys(REJECTIONS, 0)
     for trial in range(max_iter):
         step_size = shrinking_factor**trial
         set_flat_params(params, old_params + step_size * step)
@@ -222,10 +223,12 @@ def trust_region_step(
     if curvature > 2 * target_kl:
         step *= np.sqrt(2 * target_kl / curvature)
 
-    # 4. Move
-    search = line_search(
-        params, step, evaluate, old, violation, target_kl, shrinking_factor=shrinking_factor, max_iter=line_search_max_iter
-    )
+    # 4. Move, unless nothing local helps
+    search = LineSearch(0.0, old, dict.fromkeys(REJECTIONS, 0))
+    if step.any():
+        search = line_search(
+            params, step, evaluate, old, violation, target_kl, shrinking_factor=shrinking_factor, max_iter=line_search_max_iter
+        )
     return TrustRegionStep(
         surrogates=search.surrogates,
         step_size=search.step_size,

@@ -96,3 +96,12 @@ def test_all_zero_costs_are_known_to_be_zero():
     play(costs, [0, 0, 0, 0], [True] * 4)
     assert costs.estimate().mean == 0
     assert costs.estimate().standard_error == 0
+
+
+def test_without_critic_the_rest_of_an_episode_costs_as_much_per_step_as_what_was_played():
+    costs = EpisodeCosts(n_envs=2, n_costs=1)
+    for _ in range(4):
+        costs.add(np.array([[1.0], [3.0]]), np.array([False, False]))
+    # 4 and 12 so far; 6 steps to come at (4 + 12) / 8 = 2 each
+    assert costs.estimate(max_episode_steps=10).mean.tolist() == [(4 + 12 + 12 + 12) / 2]
+    assert costs.estimate().mean.tolist() == [8]

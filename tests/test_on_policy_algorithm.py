@@ -99,6 +99,10 @@ def test_a_rollout_that_a_callback_stopped_loses_no_cost_of_the_episode_in_progr
     model = make_model(env).learn(2 * 40, callback=rollouts)
     assert model.num_timesteps == 20
     assert len(rollouts.costs) == 2
+    # Nor does the record of what training has cost
+    assert model.safety.n_steps == 20
+    assert model.safety.cumulative_cost == expected_costs(10, 2, 1).sum()
+    assert model.safety.n_updates == 2
     rollouts.stop_at = None
     # The episode of the steps 6 .. 11 was stopped within step 9, after which two more steps end it
     model.learn(2 * 8, callback=rollouts, reset_num_timesteps=False)

@@ -75,3 +75,13 @@ def test_violated_limits_raise_the_penalty_and_slack_ones_lower_it(cost_limit):
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2,)))
     model = PDO("MlpPolicy", env, cost_limit, penalty_coef=1.0, **KWARGS).learn(8)
     assert model.penalty > 1 if cost_limit == 0 else model.penalty == 0
+
+
+def test_another_initial_penalty_given_to_load_replaces_the_saved_one(tmp_path):
+    def make_env():
+        return vec_env(lambda rank: ScriptedEnv(rank, lengths=(2,), cost=lambda rank, t: 4.0))
+
+    PDO("MlpPolicy", make_env(), 6.0, penalty_coef=2.0, penalty_lr=0.5, **KWARGS).learn(4).save(tmp_path / "pdo")
+    loaded = PDO.load(tmp_path / "pdo", env=make_env(), penalty_coef=7.0)
+    assert loaded.penalty.tolist() == [7]
+    assert loaded.learn(4).penalty.tolist() == [8]

@@ -112,3 +112,18 @@ def test_the_return_rises():
         TRPO("MlpPolicy", env, target_kl=0.05, **{**KWARGS, "cg_max_steps": 10}).learn(256 * 10).rollout_buffer.rewards.mean()
     )
     assert last > first + 0.2
+
+
+def test_costs_that_nobody_mentions_are_not_logged_as_zero():
+    model = TRPO("MlpPolicy", vec_env(lambda rank: ScriptedEnv(rank, n_costs=0), 2), **KWARGS).learn(128)
+    model.dump_logs()
+    assert model.n_costs == 0
+    assert model.ep_cost_mean.shape == (0,)
+
+
+def test_array_of_costs_is_observed_without_a_limit():
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2,), n_costs=3, cost=lambda rank, t: float(t % 2)))
+    model = TRPO("MlpPolicy", env, **KWARGS).learn(64)
+    assert model.ep_cost_mean.tolist() == [1, 2, 3]
+    assert model.cost_limits.names == ("0", "1", "2")
+    assert not model.cost_limits.is_limited

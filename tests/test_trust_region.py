@@ -454,6 +454,15 @@ def test_a_cost_that_nothing_changes_is_reported_and_does_no_harm():
     assert step.cost_surrogate_change[0] < 0
 
 
+def test_a_step_that_can_lower_nothing_is_no_step():
+    problem = SoftmaxProblem(np.random.default_rng(0), 1)
+    problem.C[0] = 3.0  # whatever the action, and over its limit
+    step = problem.step(np.array([1.0]), 1e-3)
+    assert step.step_size == 0
+    assert not any(step.rejections.values())
+    assert problem.logits.detach().numpy().tolist() == problem.old.tolist()
+
+
 def test_nothing_moves_where_there_is_nothing_to_gain():
     problem = SoftmaxProblem(np.random.default_rng(0), 0)
     problem.A[:] = 1.0
