@@ -207,7 +207,7 @@ def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: float | None
     """
     names = list(dict.fromkeys(name for runs in groups.values() for run in runs for name in run.costs)) or [""]
     fig, axes = plt.subplots(1, 1 + len(names), figsize=(5 * (1 + len(names)), 3.8), layout="constrained")
-    drawn_limits: set[tuple[str, float]] = set()
+    drawn_limits: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
     for index, (label, runs) in enumerate(groups.items()):
         runs = align(runs)
         color, steps = f"C{index}", runs[0].steps
@@ -218,13 +218,20 @@ def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: float | None
                 n_seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
                 ax.plot(steps, band.iqm, color=color, label=f"{label}{n_seeds}", marker="." if len(steps) < 3 else None)
                 ax.fill_between(steps, band.low, band.high, color=color, alpha=0.2, linewidth=0)
-        for ax, name in zip(axes[1:], names, strict=True):
+        for name in names:
             limits = [run.limits[name] for run in runs if name in run.limits]
-            limit = np.full(len(steps), cost_limit) if cost_limit is not None else np.mean(limits, axis=0) if limits else None
-            if limit is None or (name, float(limit[-1])) in drawn_limits or not np.isfinite(limit).all():
-                continue
-            drawn_limits.add((name, float(limit[-1])))
-            ax.plot(steps, limit, color="black", linestyle="--", linewidth=1.2, label=f"limit {limit[-1]:g}")
+            if cost_limit is not None:
+                limits = [np.full(len(steps), cost_limit)]
+            if limits and np.isfinite(limits).all():
+                limit = np.mean(limits, axis=0)
+                drawn_limits[name, tuple(limit) if np.ptp(limit) else limit[0]] = (steps, limit)
+    # After the curves, and a constant limit from edge to edge, however long the runs that have it are
+    for (name, _), (steps, limit) in drawn_limits.items():
+        ax, style = axes[1 + names.index(name)], {"color": "black", "linestyle": "--", "linewidth": 1.2}
+        if np.ptp(limit):
+            ax.plot(steps, limit, label=f"limit, {limit[-1]:g} in the end", **style)
+        else:
+            ax.axhline(limit[0], label=f"limit {limit[0]:g}", **style)
     axes[0].set(ylabel="return of an episode")
     for ax, name in zip(axes[1:], names, strict=True):
         ax.set(ylabel=f"{name} of an episode" if name else "cost of an episode")
