@@ -1,8 +1,10 @@
 """Constrained reinforcement learning for Stable-Baselines3."""
 
 import safe_envs  # noqa: F401  (registers the environments)
+from sb3_cpo.callbacks import CostEvalCallback
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cpo import CPO
+from sb3_cpo.evaluation import evaluate_policy
 from sb3_cpo.fpo import FPO
 from sb3_cpo.monitor import CostMonitor, make_vec_env
 from sb3_cpo.pdo import PDO
@@ -10,4 +12,14 @@ from sb3_cpo.trpo import TRPO
 
 __version__ = "0.1.0"
 
-__all__ = ["CPO", "FPO", "PDO", "TRPO", "CostMonitor", "FailurePredictor", "make_vec_env"]
+__all__ = [
+    "CPO",
+    "FPO",
+    "PDO",
+    "TRPO",
+    "CostEvalCallback",
+    "CostMonitor",
+    "FailurePredictor",
+    "evaluate_policy",
+    "make_vec_env",
+]
