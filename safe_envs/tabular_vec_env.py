@@ -59,7 +59,7 @@ class TabularVecEnv(VecEnv):
         for i in over.tolist():
             infos[i]["terminal_observation"] = self.states[i]
             infos[i]["episode"] = {"r": float(self.returns[i]), "l": int(self.lengths[i]), "t": 0.0}
-        self.states = np.where(dones, self.states, next_states)
+        self.states = next_states
         self._start(over)
         return self.states.copy(), rewards.astype(np.float32), dones, infos
 

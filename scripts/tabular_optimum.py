@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--n-critic-updates", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=0.02)
-    parser.add_argument("--penalty-lr", type=float, default=0.01)
+    parser.add_argument("--penalty-lr", type=float, default=0.05)
     parser.add_argument("--csv", help="write the table to this file too")
     args = parser.parse_args()
     th.set_num_threads(1)

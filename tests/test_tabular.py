@@ -579,6 +579,7 @@ def test_episode_sums_agree_with_the_evaluation(gamma):
             state, reward, is_over, truncated, info = env.step(rng.choice(cmdp.n_actions, p=policy[state]))
             assert not truncated
             total += [reward, *info["cost"], 1]
+            assert total[3] < 1000  # 0.9**1000 is never
         sums.append(total)
         state, _ = env.reset()
     worth = evaluate(cmdp, policy)
@@ -644,3 +645,39 @@ def test_vectorised_environment_trains_and_repeats():
         model.learn(64)
         parameters.append(model.policy.action_net.weight.detach().numpy())
     assert np.array_equal(*parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_costs", [1, 2])
+def test_cpo_reaches_the_optimum(n_costs):
+    """A table of logits, 60 updates: 97 % of the optimal return, costs within 3 % of the limits (last 15 policies)."""
+    import torch as th
+
+    from sb3_cpo import CPO
+
+    cmdp = random_cmdp(np.random.default_rng(1), n_costs=n_costs)
+    optimum = solve_cmdp(cmdp)
+    assert optimum is not None
+    n_envs, n_steps, worths = 256, 80, []
+    model = CPO(
+        "MlpPolicy",
+        TabularVecEnv(cmdp, n_envs, seed=0),
+        cost_limit=cmdp.cost_limit.tolist() if n_costs > 1 else cmdp.cost_limit[0],
+        n_steps=n_steps,
+        gamma=1.0,
+        target_kl=0.02,
+        cg_damping=1e-3,
+        n_critic_updates=5,
+        batch_size=2048,
+        learning_rate=0.02,
+        policy_kwargs={"net_arch": []},
+        seed=0,
+        device="cpu",
+    )
+    for update in range(60):
+        model.learn(n_envs * n_steps, reset_num_timesteps=update == 0)
+        with th.no_grad():
+            policy = model.policy.get_distribution(th.arange(cmdp.n_states)).distribution.probs.double().numpy()
+        worths.append(evaluate(cmdp, policy / policy.sum(axis=1, keepdims=True)))
+    assert np.mean([worth.ep_rew_mean for worth in worths[-15:]]) > 0.97 * optimum.ep_rew_mean
+    assert np.all(np.mean([worth.ep_cost_mean for worth in worths[-15:]], axis=0) < 1.03 * cmdp.cost_limit)
