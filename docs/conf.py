@@ -7,6 +7,9 @@ from importlib.util import find_spec
 
 sys.path.insert(0, os.path.abspath(".."))
 
+from sphinx.util.inspect import signature
+from sphinx.util.typing import stringify_annotation
+
 import sb3_cpo
 
 project = "sb3-cpo"
@@ -55,5 +58,15 @@ def mend_docstring(app, what, name, obj, options, lines):
     ]
 
 
+def mend_types(app, what, name, obj, options, lines):
+    """Of an argument and an attribute with one name, Sphinx shows the attribute's type as the argument's."""
+    annotations = app.env.current_document.autodoc_annotations.get(name, {})
+    if what == "class" and annotations:
+        for param in signature(obj.__init__, type_aliases=app.config.autodoc_type_aliases).parameters.values():
+            if param.name in annotations and param.annotation is not param.empty:
+                annotations[param.name] = stringify_annotation(param.annotation, "smart")
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", mend_docstring)
+    app.connect("autodoc-process-docstring", mend_types)

@@ -1,12 +1,15 @@
-"""Every recipe of docs/guide/recipes.md runs as it is printed, and prints what its comments say."""
+"""The documentation is true: recipes run as they are printed, programs are Python, every logged key is explained."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-RECIPES_PAGE = Path(__file__).parent.parent / "docs/guide/recipes.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("[!_]*/*.md"))]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LOGGED_KEY = re.compile(r'record\(\s*f?"((?:rollout|train|safety|eval)/\w+)')
 # print(...)  # what it prints; dots stand for anything
 PRINTED = re.compile(r"^print\(.*\)  # (.+)$", re.MULTILINE)
 
@@ -19,7 +22,7 @@ def read_recipes(text: str) -> dict[str, str]:
     }
 
 
-RECIPES = read_recipes(RECIPES_PAGE.read_text())
+RECIPES = read_recipes((ROOT / "docs/guide/recipes.md").read_text())
 
 
 def test_every_recipe_has_a_program():
@@ -35,3 +38,17 @@ def test_recipe_runs_as_printed(heading, tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     for printed in PRINTED.findall(RECIPES[heading]):
         assert re.search(re.escape(printed).replace(r"\.\.\.", ".*"), output), f"{printed!r} is not in {output!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_are_python(page):
+    for program in PYTHON_BLOCK.findall(page.read_text()):
+        ast.parse(program)
+
+
+def test_every_logged_key_is_explained():
+    keys = {key for path in (ROOT / "sb3_cpo").glob("*.py") for key in LOGGED_KEY.findall(path.read_text())}
+    assert len(keys) > 30
+    explained = "".join(page.read_text() for page in PAGES)
+    # A key that continues with a variable part, such as train/n_rejected_{reason}
+    assert [key for key in sorted(keys) if f"`{key}" not in explained and f"`{key.split('/')[1]}" not in explained] == []
