@@ -166,6 +166,8 @@ def test_info_always_holds_the_cost_of_the_step(env_id):
     for _ in range(20):
         _, reward, terminated, truncated, info = env.step(env.action_space.sample())
         assert info["cost"] in (0.0, 1.0)
+        # Importing rl_zoo3, as another test does, makes gymnasium's TimeLimit write this one
+        info.pop("TimeLimit.truncated", None)
         assert all(type(value) is float for value in info.values())
         assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
         if terminated or truncated:
