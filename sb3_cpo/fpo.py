@@ -34,7 +34,7 @@ class FPO(TRPO):
         cost_limit: CostLimit | None = 25.0,
         penalty_coef: float | Sequence[float] = 1.0,
         *,
-        missing_cost: str = "error",
+        missing_cost: str | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -44,6 +44,8 @@ class FPO(TRPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        if self.cost_limit is None:
+            raise ValueError(f"{type(self).__name__} needs a cost_limit, which also says what the costs are")
         super()._setup_model()
         self.penalty = self._initial_penalty()
 

@@ -20,7 +20,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
     the key of the cost: "cost", or "cost_0", "cost_1", ... where ``info["cost"]`` is an array. A cost that an ``info`` lacks
     makes the episode's sum NaN. All other arguments are those of ``Monitor``.
 
-    :param cost_keys: keys of ``info`` to sum. None: "cost" and every key that begins with "cost_", as found in the first step
+    :param cost_keys: keys of ``info`` to sum. None: ``cost`` and all that begin with ``cost_`` in the first step
     """
 
     def __init__(

@@ -277,6 +277,10 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"{type(self).__name__} needs a rollout buffer that holds costs, a subclass of "
                 f"sb3_cpo.buffers.CostRolloutBuffer; {self.rollout_buffer_class.__name__} holds none"
             )
+        if not self.has_cost_critic:
+            for name, default in (("cost_confidence", 0.0), ("cost_margin_lr", 0.0), ("n_cost_rollouts", 1)):
+                if getattr(self, name) != default:
+                    raise ValueError(f"{type(self).__name__} has no constraints for {name}={getattr(self, name)}: it is CPO's")
         if self.missing_cost not in ("error", "zero"):
             raise ValueError(f'missing_cost must be "error" or "zero", not {self.missing_cost!r}')
         for name in (
@@ -358,11 +362,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 params: dict[str, Any] = dict(load_path_or_dict)
             else:
                 params = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
-            state = params.get("policy.optimizer")
-            if state is not None:
-                n_params = sum(len(group["params"]) for group in state["param_groups"])
-                if n_params != sum(len(group["params"]) for group in self.policy.optimizer.param_groups):
-                    del params["policy.optimizer"]
+            optimizer_state = params.get("policy.optimizer")
+            if optimizer_state is not None and not _fits(optimizer_state, self.policy.optimizer):
+                del params["policy.optimizer"]
             load_path_or_dict = params
         super().set_parameters(load_path_or_dict, exact_match, device)
 
@@ -782,6 +784,20 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self.verbose >= 1 and self.cost_limits.is_limited and self.safety is not None:
             print(self.safety.summary(self.cost_limits.names))
         return self
+
+
+def _fits(state: dict[str, Any], optimizer: th.optim.Optimizer) -> bool:
+    """Whether the saved state of an optimizer, Adam's moments for instance, has the shapes of the parameters."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    if len(params) != len(indices):
+        return False
+    return all(
+        value.shape == param.shape
+        for index, param in zip(indices, params, strict=True)
+        for value in state["state"].get(index, {}).values()
+        if isinstance(value, th.Tensor) and value.ndim > 0
+    )
 
 
 def _slice(data: Any, index: slice) -> Any:

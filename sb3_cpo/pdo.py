@@ -45,8 +45,6 @@ class PDO(FPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        if self.cost_limit is None:
-            raise ValueError("PDO needs a cost_limit")
         if not (np.isfinite(self.penalty_lr) and self.penalty_lr > 0):
             raise ValueError(f"penalty_lr must be positive and finite, not {self.penalty_lr}")
         # A loaded model goes on with the penalty that it had, unless `load` was given another to begin with

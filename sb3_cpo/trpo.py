@@ -25,7 +25,8 @@ class TRPO(ConstrainedOnPolicyAlgorithm):
     the KL divergence of the joint action distribution (contrib averages over action dimensions), and the step solves the
     problem with conjugate gradients that start from zero.
 
-    :param cost_limit: A limit to compare the costs with, in the logs only
+    :param cost_limit: A limit to compare the costs with, in the logs only. None: ``info["cost"]`` is logged if it is there
+    :param missing_cost: "error" or "zero"; by default an error only where ``cost_limit`` names a cost
     :param kwargs: see :class:`~sb3_cpo.on_policy_algorithm.ConstrainedOnPolicyAlgorithm`
     """
 
@@ -38,9 +39,12 @@ class TRPO(ConstrainedOnPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         *,
         cost_limit: CostLimit | None = None,
-        missing_cost: str = "zero",
+        missing_cost: str | None = None,
         **kwargs: Any,
     ):
+        if missing_cost is None:
+            # Who names a cost expects to see it
+            missing_cost = "zero" if cost_limit is None else "error"
         super().__init__(policy, env, cost_limit, learning_rate, missing_cost=missing_cost, **kwargs)
 
     def _parse_cost_limit(self) -> CostLimits:

@@ -193,3 +193,10 @@ def test_unsupported_action_space():
 def test_penalties(algorithm, kwargs, message):
     with pytest.raises(ValueError, match=message):
         algorithm("MlpPolicy", ScriptedEnv(), 5.0, **KWARGS, **kwargs)
+
+
+@pytest.mark.parametrize("argument", [{"cost_margin_lr": 0.1}, {"n_cost_rollouts": 2}, {"cost_confidence": 1.0}])
+@pytest.mark.parametrize("algorithm", [PDO, FPO, TRPO])
+def test_arguments_of_constraints_are_refused_where_there_are_none(algorithm, argument):
+    with pytest.raises(ValueError, match=f"{algorithm.__name__} has no constraints for {next(iter(argument))}"):
+        algorithm("MlpPolicy", ScriptedEnv(), **argument)

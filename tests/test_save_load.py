@@ -177,3 +177,17 @@ def test_a_resumed_run_needs_no_old_rollout(cost_gamma, tmp_path):
     loaded = CPO.load(tmp_path / "model", env=env, force_reset=False)
     loaded.learn(16, reset_num_timesteps=False)
     assert np.isfinite(loaded.ep_cost_mean).all()
+
+
+def test_parameters_of_a_model_with_other_constraints_are_a_warm_start():
+    """The numbers of parameters are equal, their shapes are not: Adam's moments must stay behind."""
+    one = CPO("MlpPolicy", vec_env(lambda rank: ScriptedEnv(rank), 2), 1.0, n_steps=4, batch_size=4).learn(16)
+    two = CPO("MlpPolicy", vec_env(lambda rank: ScriptedEnv(rank, n_costs=2), 2), [1.0, 2.0], n_steps=4, batch_size=4)
+    params = one.get_parameters()
+    for name in list(params["policy"]):
+        if name.startswith("cost_"):
+            del params["policy"][name]
+    two.set_parameters(params, exact_match=False)
+    obs = np.zeros((1, 3), dtype=np.float32)
+    np.testing.assert_array_equal(two.predict(obs, deterministic=True)[0], one.predict(obs, deterministic=True)[0])
+    two.learn(16)

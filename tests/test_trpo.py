@@ -127,3 +127,10 @@ def test_array_of_costs_is_observed_without_a_limit():
     assert model.ep_cost_mean.tolist() == [1, 2, 3]
     assert model.cost_limits.names == ("0", "1", "2")
     assert not model.cost_limits.is_limited
+
+
+def test_a_cost_that_the_user_named_must_be_there():
+    env = vec_env(lambda rank: ScriptedEnv(rank), 2)
+    with pytest.raises(KeyError, match="cost_speeed"):
+        TRPO("MlpPolicy", env, cost_limit={"cost_speeed": 1.0}, **KWARGS).learn(2)
+    TRPO("MlpPolicy", env, cost_limit={"cost_speeed": 1.0}, missing_cost="zero", **KWARGS).learn(2)
