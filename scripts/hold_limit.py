@@ -41,6 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "margin 0.1": {"cost_margin_lr": 0.1},
     "5 rollouts": {"n_cost_rollouts": 5},
     "5 rollouts, margin 0.1": {"n_cost_rollouts": 5, "cost_margin_lr": 0.1},
+    "10 rollouts": {"n_cost_rollouts": 10},
+    "10 rollouts, margin 0.1": {"n_cost_rollouts": 10, "cost_margin_lr": 0.1},
     "z = 1": {"cost_confidence": 1.0},
     "target_kl 0.004": {"target_kl": 0.004},
     "shaping": {"cost_shaping": "predictor"},
