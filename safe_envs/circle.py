@@ -50,6 +50,8 @@ class CircleTask(Task):
     :param max_horizon: longest episode
     """
 
+    fixed_arguments = ("min_horizon", "max_horizon")
+
     def __init__(
         self,
         env: gym.Env,

@@ -80,6 +80,8 @@ class GatherTask(Task):
     :param bomb_penalty: 0 as in the paper's text; 1 as in its released code, where bombs lower the reward, too
     """
 
+    fixed_arguments = ("n_apples", "n_bombs")
+
     def __init__(self, env: gym.Env, n_apples: int = 8, n_bombs: int = 8, bomb_penalty: float = 0.0):
         gym.utils.RecordConstructorArgs.__init__(self, n_apples=n_apples, n_bombs=n_bombs, bomb_penalty=bomb_penalty)
         super().__init__(env)

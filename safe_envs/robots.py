@@ -396,6 +396,8 @@ class RobotEnv(MujocoEnv):
         mujoco.mj_getState(self.model, self.data, integration_state, spec)
         return {
             "arguments": self._arguments,
+            "position_limit": self.position_limit,
+            "camera": self.mujoco_renderer.default_cam_config,
             "sceneries": self.sceneries,
             "spec": self.spec,
             "np_random": self._np_random,
@@ -406,6 +408,9 @@ class RobotEnv(MujocoEnv):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         RobotEnv.__init__(self, **state["arguments"])
+        # A task may have changed these since
+        self.position_limit = state["position_limit"]
+        self.mujoco_renderer.default_cam_config = state["camera"]
         for scenery in state["sceneries"]:
             self.add_scenery(scenery)
         self.spec = state["spec"]

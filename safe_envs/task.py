@@ -29,6 +29,8 @@ class BatchedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     episode: Episode = {}
     n_broken_simulations: int = 0
+    fixed_arguments: tuple[str, ...] = ()
+    """Arguments that decide on the model or on what an episode's variables are."""
 
     def count_broken(self) -> None:
         """Count and log that MuJoCo had to reset the simulation; the episode terminates."""

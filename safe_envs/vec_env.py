@@ -273,6 +273,8 @@ class BatchVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an argument of the task in all copies, or an attribute that means nothing to the environments in any."""
         rows = list(self._get_indices(indices))
+        if attr_name in self.task.fixed_arguments:
+            raise AttributeError(f"BatchVecEnv cannot set {attr_name!r}: the running episodes are made for its old value.")
         if attr_name in getattr(self.task, "_saved_kwargs", {}):
             if set(rows) != set(range(self.num_envs)):
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Wrappers that give a user's own environment a cost."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,14 +50,16 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._observation: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._observation, info = self.env.reset(seed=seed, options=options)
-        return self._observation, info
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._observation = copy.deepcopy(observation)
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         next_observation, reward, terminated, truncated, info = self.env.step(action)
         info = dict(info)
         add_cost(info, self.cost_fn(self._observation, action, next_observation, info))
-        self._observation = next_observation
+        # A copy: some environments change their observation in place
+        self._observation = copy.deepcopy(next_observation)
         return next_observation, reward, terminated, truncated, info
 
 

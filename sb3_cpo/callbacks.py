@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, Progr
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
 
-from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
+from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit, record_per_constraint
 from sb3_cpo.evaluation import EpisodeCostRecorder, record_episodes
 
 
@@ -105,9 +105,7 @@ class CostEvalCallback(EvalCallback):
         self.last_mean_cost = self._recorder.episode_costs.mean(axis=0)
         limit = np.broadcast_to(self.current_cost_limit(), self.last_mean_cost.shape)
         self.last_violation = self.last_mean_cost - limit
-        names = self.cost_limits.names or (range(len(limit)) if len(limit) > 1 else [""])
-        for name, cost in zip(names, self.last_mean_cost, strict=True):
-            self.logger.record(f"eval/mean_cost/{name}" if name != "" else "eval/mean_cost", float(cost))
+        record_per_constraint(self.logger, "eval/mean_cost", self.cost_limits.names, self.last_mean_cost)
         self.logger.record("eval/is_feasible", float((self.last_violation <= 0).all()))
 
     def _rank(self, mean_reward: float, mean_cost: np.ndarray) -> tuple[bool, float]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from stable_baselines3.common.logger import Logger
 
 MAX_COSTS = 10
 
@@ -45,6 +46,8 @@ class CostLimits(NamedTuple):
         :param progress_remaining: 1 at the beginning, 0 at the end, as for SB3's schedules
         :return: (n_costs,)
         """
+        # The last rollout usually goes beyond the end
+        progress_remaining = min(max(progress_remaining, 0.0), 1.0)
         values = [limit(progress_remaining) if callable(limit) else limit for limit in self.limits]
         for index, value in enumerate(values):
             if not np.isfinite(value) and self.is_limited:
@@ -109,6 +112,26 @@ def short_names(names: Sequence[str], width: int = 9) -> list[str]:
     :return: the names that fit as they are, the others as their number and their beginning
     """
     return [name if len(name) <= width else f"{index}_{name}"[:width] for index, name in enumerate(names)]
+
+
+def record_per_constraint(logger: Logger, key: str, names: Sequence[str], values: np.ndarray) -> None:
+    """
+    Log one number per constraint, as ``key``, or as ``key/name`` where constraints have names.
+
+    SB3's table cuts keys at 36 characters, three of them indentation, and raises when two become the same: there, a long name
+    is abbreviated.
+    """
+    if not names and len(values) == 1:
+        logger.record(key, float(values[0]))
+        return
+    room = 33 - len(key.split("/", 1)[1]) - 1
+    names = names or _numbers(len(values))
+    for name, short, value in zip(names, short_names(names), values, strict=True):
+        if len(name) <= room:
+            logger.record(f"{key}/{name}", float(value))
+        else:
+            logger.record(f"{key}/{name}", float(value), exclude=("stdout", "log"))
+            logger.record(f"{key}/{short}", float(value), exclude=("tensorboard", "csv", "json"))
 
 
 def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:

@@ -37,7 +37,7 @@ class CPO(ConstrainedOnPolicyAlgorithm):
         if self.cost_confidence > 0:
             # No standard error is known from a single episode, and no margin is added
             violation = violation + self.cost_confidence * np.nan_to_num(estimate.standard_error)
-        if self.cost_margin is None:
+        if self.cost_margin is None or self.cost_margin_lr == 0:
             self.cost_margin = np.zeros(self.n_costs)
         constrained_violation = violation + self.cost_margin
         # Centred, but in the units of the costs; the paper's problem compares their surrogate with J - limit
@@ -52,21 +52,21 @@ class CPO(ConstrainedOnPolicyAlgorithm):
         )
         recent = [*self._cost_data, cost_data]
         step = self._trust_region_step(rollout_data, params, recent, constrained_violation)
-        self._cost_data = recent[len(recent) - self.n_cost_rollouts + 1 :]
+        self._cost_data = recent[max(len(recent) - self.n_cost_rollouts + 1, 0) :]
         self._update_margin(step, violation)
         self._watch(step, violation)
-        self._log_constraints(step, violation, float(abs(cost_advantages).max()) if self.n_costs else 0.0)
+        self._log_constraints(step, violation, abs(cost_advantages).amax(dim=0).cpu().numpy())
         return step
 
     def _update_margin(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """
-        Integral action on the violation. Not while no step could satisfy the constraint anyway, and never by more than an
-        update can change: a margin that has grown where it could not help would hold the costs down long afterwards.
+        Integral action on the violation, by no more than an update can change. It does not grow while no step could satisfy
+        the constraint: a margin that has grown where it could not help would hold the costs down long afterwards.
         """
         assert self.cost_margin is not None
-        if step.is_feasible:
-            reach = step.reachable_cost_change
-            self.cost_margin = np.maximum(self.cost_margin + self.cost_margin_lr * np.clip(violation, -reach, reach), 0.0)
+        reach = step.reachable_cost_change
+        change = np.clip(violation, -reach, reach) if step.is_feasible else np.minimum(violation, 0.0)
+        self.cost_margin = np.maximum(self.cost_margin + self.cost_margin_lr * change, 0.0)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn once of what no number of updates will mend."""
@@ -89,7 +89,7 @@ class CPO(ConstrainedOnPolicyAlgorithm):
                 "cost_limit and lower it with a schedule, or check its units (it bounds the sum of an episode's costs)"
             )
 
-    def _log_constraints(self, step: TrustRegionStep, violation: np.ndarray, largest_advantage: float) -> None:
+    def _log_constraints(self, step: TrustRegionStep, violation: np.ndarray, largest_advantages: np.ndarray) -> None:
         assert self.cost_estimate is not None
         self._record("train/violation", violation)
         self._record("train/nu", step.nu)
@@ -103,7 +103,7 @@ class CPO(ConstrainedOnPolicyAlgorithm):
         # there is no discount
         gamma = self.cost_gamma
         horizon = self.cost_estimate.mean_length if gamma == 1 else 1 / (1 - gamma)
-        excess = np.sqrt(2 * self.target_kl) * gamma * largest_advantage * horizon**2
+        excess = np.sqrt(2 * self.target_kl) * gamma * largest_advantages * horizon**2
         self._record("train/worst_case_cost", self.current_cost_limit + excess)
         if self._n_vanishing:
             self.logger.record("train/n_vanishing_gradients", self._n_vanishing)

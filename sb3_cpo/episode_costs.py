@@ -58,6 +58,10 @@ class EpisodeCosts:
             self.lengths[dones] = 0
             self._stale_lengths[dones] = 0
 
+    def _discounted(self, n_steps: np.ndarray) -> np.ndarray:
+        """What a cost of 1 per step sums up to."""
+        return n_steps if self.gamma == 1 else (1 - self.gamma**n_steps) / (1 - self.gamma)
+
     @property
     def episodes(self) -> np.ndarray:
         """Costs of the episodes that ended in this rollout, (n_episodes, n_costs)."""
@@ -76,8 +80,8 @@ class EpisodeCosts:
         if not self._ended:
             length = float(max_episode_steps or max(self.lengths.mean(), 1.0))
             if cut_values is None:
-                steps_left = np.maximum(length - self.lengths, 0.0)[:, None]
-                cut_values = steps_left * self.sums.sum(axis=0) / max(self.lengths.sum(), 1)
+                cost_per_step = self.sums.sum(axis=0) / max(self._discounted(self.lengths).sum(), 1.0)
+                cut_values = self._discounted(np.maximum(length - self.lengths, 0.0))[:, None] * cost_per_step
             so_far = self.sums + self.discounts * cut_values
             unknown = np.full(self.sums.shape[1], np.nan)
             stale_share = float(self._stale_lengths.sum() / max(self.lengths.sum(), 1))

@@ -65,6 +65,8 @@ class EpisodeCostRecorder:
             del self._discounts[index]
 
     def _read(self, index: int, info: Mapping[str, Any]) -> np.ndarray:
+        if self.n_costs == 0:
+            return np.zeros(0)
         if self.missing_cost == "zero":
             nothing: Any = np.zeros(self.n_costs or 1) if self.cost_keys is None else 0.0
             info = {**dict.fromkeys(self.cost_keys or ("cost",), nothing), **info}

@@ -39,6 +39,8 @@ class CostMonitor(Monitor[ObsType, ActType]):
         self.cost_keys = None if cost_keys is None else tuple(cost_keys)
         self.columns: tuple[str, ...] = self.cost_keys or ("cost",)
         self.episode_costs: dict[str, float] = {}
+        self._has_seen_costs = False
+        self._silence = np.nan
         self._open_results()
 
     def _open_results(self) -> None:
@@ -71,15 +73,22 @@ class CostMonitor(Monitor[ObsType, ActType]):
         finally:
             self.results_writer = writer
         costs = self._costs(info)
-        if self.total_steps == 1 and tuple(costs) != self.columns:
+        if not self._has_seen_costs and (costs or self.total_steps == 1):
+            self._has_seen_costs = bool(costs)
+            # The header can change as long as no row is written
+            if tuple(costs) != self.columns and not self.episode_returns[:-1]:
+                self.columns = tuple(costs)
+                self._open_results()
             self.columns = tuple(costs)
-            self._open_results()
+            # An environment that mentions a cost only when it occurs means 0 by silence
+            self._silence = np.nan if self.total_steps == 1 else 0.0
         for key in self.columns:
-            self.episode_costs[key] = self.episode_costs.get(key, 0.0) + costs.get(key, np.nan)
+            self.episode_costs[key] = self.episode_costs.get(key, 0.0) + costs.get(key, self._silence)
         if terminated or truncated:
             info["episode"].update({key: round(cost, 6) for key, cost in self.episode_costs.items()})
             if self.results_writer is not None:
-                self.results_writer.write_row(info["episode"])
+                columns = self.results_writer.logger.fieldnames
+                self.results_writer.write_row({key: value for key, value in info["episode"].items() if key in columns})
         return observation, reward, terminated, truncated, info
 
     def _costs(self, info: Mapping[str, Any]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer, CostRolloutBufferSamples
-from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit, read_costs, short_names
+from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit, read_costs, record_per_constraint
 from sb3_cpo.cost_shaping import FailurePredictor, coming_costs
 from sb3_cpo.episode_costs import CostEstimate, EpisodeCosts
 from sb3_cpo.monitor import CostMonitor
@@ -118,6 +118,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     rollout_buffer: CostRolloutBuffer
     n_costs: int
     """Number of constraints."""
+    _sees_costs: bool = True
     cost_limits: CostLimits
     raw_cost_estimate: CostEstimate | None = None
     """J as the environment emitted the costs."""
@@ -221,6 +222,8 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.n_costs = self.cost_limits.n_costs
         if self.has_cost_critic and n_costs_before not in (None, self.n_costs):
             raise ValueError(f"cost_limit has {self.n_costs} entries, but this model was trained with {n_costs_before}")
+        if n_costs_before != self.n_costs:
+            self._forget_costs()
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = CostDictRolloutBuffer if is_dict else CostRolloutBuffer
@@ -242,6 +245,12 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._episode_costs: list[EpisodeCosts] = []
         if self.cost_shaping is not None:
             self.cost_shaping.setup(self.observation_space, self.n_costs, self.device)
+
+    def _forget_costs(self) -> None:
+        """What was counted of other costs, or before training began."""
+        self.safety = None
+        self.cost_estimate = self.raw_cost_estimate = self._previous_estimate = None
+        self._episode_costs = []
 
     @property
     def ep_cost_mean(self) -> np.ndarray:
@@ -289,6 +298,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             "line_search_max_iter",
             "fisher_sub_sampling_factor",
             "n_cost_rollouts",
+            "n_critic_updates",
             "batch_size",
             "n_steps",
         ):
@@ -382,9 +392,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         if reset_num_timesteps or self._last_obs is None:
             self._episode_costs = []
         if reset_num_timesteps:
-            self.safety = None
-            self.cost_estimate = self.raw_cost_estimate = None
-            self._previous_estimate = None
+            self._forget_costs()
         assert self.env is not None
         spec = self._env_spec()
         self._max_episode_steps = None if spec is None else spec.max_episode_steps
@@ -401,7 +409,13 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._check_finite("observation", self._last_obs)
         for episode_costs in self._episode_costs:
             episode_costs.start_rollout()
-        is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        try:
+            is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        except BaseException:
+            # Interrupted: if `learn` is called again, the episodes in progress go on
+            if not rollout_buffer.full:
+                self._count_stopped_rollout()
+            raise
         if not is_complete:
             # The callback stopped inside a step, which SB3 then forgets; the episodes in progress must not lose its costs
             step = callback.locals
@@ -415,10 +429,15 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 step["log_probs"],
             )
             self._last_obs, self._last_episode_starts = step["new_obs"], step["dones"]
-            self.safety = self.safety or SafetyRecord(self.n_costs)
-            self.safety.add_costs(self.rollout_buffer.costs[: rollout_buffer.pos])
-            self._sum_episode_costs(rollout_buffer.pos)
+            self._count_stopped_rollout()
         return is_complete
+
+    def _count_stopped_rollout(self) -> None:
+        """Count the costs of a rollout that ends before the buffer is full and makes no update."""
+        n_steps = self.rollout_buffer.pos
+        self.safety = self.safety or SafetyRecord(self.n_costs)
+        self.safety.add_costs(self.rollout_buffer.costs[:n_steps])
+        self._sum_episode_costs(n_steps)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         """SB3 calls this at every step, before ``rollout_buffer.add``: ``rollout_buffer.pos`` is the row being written."""
@@ -701,20 +720,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     # ---------------------------------------------------------------- logs
 
     def _record(self, key: str, values: np.ndarray) -> None:
-        """Log one number per constraint, as ``key`` or ``key/name``."""
-        if self.n_costs == 0:
-            return
-        if not self.cost_limits.names:
-            self.logger.record(key, float(values[0]))
-            return
-        # SB3's table cuts keys at 36 characters, three of them indentation, and raises when two become the same
-        room = 33 - len(key.split("/", 1)[1]) - 1
-        for name, short, value in zip(self.cost_limits.names, short_names(self.cost_limits.names), values, strict=True):
-            if len(name) <= room:
-                self.logger.record(f"{key}/{name}", float(value))
-            else:
-                self.logger.record(f"{key}/{name}", float(value), exclude=("stdout", "log"))
-                self.logger.record(f"{key}/{short}", float(value), exclude=("tensorboard", "csv", "json"))
+        """Log one number per constraint, as ``key`` or ``key/name``; nothing where no cost has been seen."""
+        if self._sees_costs and self.n_costs > 0:
+            record_per_constraint(self.logger, key, self.cost_limits.names, values)
 
     def _log(self, step: TrustRegionStep, value_losses: list[float], cost_value_losses: list[float]) -> None:
         buffer = self.rollout_buffer
@@ -741,7 +749,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self._rollout_rewards:
             self.logger.record("rollout/ep_rew_mean_rollout", self.ep_rew_mean)
         estimate = self.raw_cost_estimate
-        if estimate is not None and self.safety is not None and self.n_costs > 0:
+        if estimate is not None and self.safety is not None and self.n_costs > 0 and self._sees_costs:
             self._record("rollout/ep_cost_mean", estimate.mean)
             self._record("rollout/ep_cost_std_error", estimate.standard_error)
             self.logger.record("rollout/n_episodes", estimate.n_episodes)

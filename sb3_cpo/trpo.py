@@ -51,19 +51,27 @@ class TRPO(ConstrainedOnPolicyAlgorithm):
         return CostLimits.unlimited() if self.cost_limit is None else super()._parse_cost_limit()
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        self._knows_costs = self.cost_limit is not None
+        self._sees_costs = self.cost_limit is not None
         return super()._setup_learn(*args, **kwargs)
 
     def _read_costs(self, infos: list[dict[str, Any]]) -> None:
-        if not self._knows_costs:
-            # Nobody has said what the costs are; the first step tells
-            self._knows_costs = True
-            n_costs = int(np.size(infos[0]["cost"])) if "cost" in infos[0] else 0
-            if n_costs != self.n_costs:
-                self.n_costs = n_costs
-                self.cost_limits = CostLimits.unlimited(n_costs)
-                self.rollout_buffer.set_n_costs(n_costs)
+        if not self._sees_costs:
+            # Nobody has said what the costs are; the first info that mentions one does
+            costs = [info["cost"] for info in infos if "cost" in info]
+            if costs:
+                self._sees_costs = True
+                self._resize_costs(int(np.size(costs[0])))
         super()._read_costs(infos)
+
+    def _resize_costs(self, n_costs: int) -> None:
+        if n_costs == self.n_costs:
+            return
+        self.n_costs = n_costs
+        self.cost_limits = CostLimits.unlimited(n_costs)
+        self.rollout_buffer.set_n_costs(n_costs)
+        self._forget_costs()
+        if self.cost_shaping is not None:
+            self.cost_shaping.setup(self.observation_space, n_costs, self.device)
 
     def _update_policy(self, rollout_data: CostRolloutBufferSamples, params: Sequence[nn.Parameter]) -> TrustRegionStep:
         return self._trust_region_step(rollout_data, params, [], np.zeros(0))

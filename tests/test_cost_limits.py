@@ -121,3 +121,9 @@ def test_short_names_are_short_and_differ():
     assert short[0] == "speed"
     assert len(set(short)) == 3
     assert max(map(len, short)) <= 9
+
+
+def test_schedules_stay_between_beginning_and_end_when_the_last_rollout_goes_beyond():
+    limits = parse_cost_limit(lambda progress: 5 + 20 * progress)
+    assert limits.at(-0.5).tolist() == [5]
+    assert limits.at(1.0).tolist() == [25]

@@ -243,9 +243,9 @@ def test_margin_is_the_sum_of_the_violations_that_an_update_could_have_mended(se
 def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
     """The surrogate is the mean over rollouts, each weighted by the ratio of the policies that acted in it."""
     env = vec_env(lambda rank: RiskyEnv(), 4)
-    model = CPO("MlpPolicy", env, 2.0, n_cost_rollouts=3, **KWARGS)
+    model = CPO("MlpPolicy", env, 2.0, n_cost_rollouts=4, **KWARGS)
     data = []
-    for n_rollouts in (1, 2, 3, 3):
+    for n_rollouts in (1, 2, 3, 4, 4):
         model.learn(128, reset_num_timesteps=False)
         buffer, length = model.rollout_buffer, model.raw_cost_estimate.mean_length
         centred = buffer.cost_advantages - buffer.cost_advantages.mean()
@@ -291,3 +291,35 @@ def test_learns_with_the_defaults_from_an_environment_id():
     model = CPO("MlpPolicy", "SafePointCircle-v0", cost_limit=5, n_steps=65, batch_size=65, device="cpu", seed=0).learn(130)
     assert np.isfinite(model.ep_cost_mean).all()
     assert model.raw_cost_estimate.n_episodes == 1
+
+
+def test_margin_shrinks_where_no_step_is_feasible_but_the_limit_is_kept():
+    """Else a margin from a higher limit would forbid every step for ever."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,), cost=lambda rank, t: 0.0))
+    model = CPO("MlpPolicy", env, 0.5, cost_margin_lr=0.1, **KWARGS)
+    model.cost_margin = np.array([0.6])
+    model.learn(128 * 4)
+    assert model.cost_margin < 0.5
+
+
+def test_no_margin_is_left_when_a_model_is_loaded_without(tmp_path, seen):
+    env = vec_env(lambda rank: RiskyEnv(), 4)
+    model = CPO("MlpPolicy", env, 1.0, cost_margin_lr=0.5, **KWARGS).learn(256)
+    model.cost_margin = np.array([3.0])
+    model.save(tmp_path / "cpo")
+    loaded = CPO.load(tmp_path / "cpo", env=env, cost_margin_lr=0.0).learn(128)
+    np.testing.assert_allclose(seen[-1]["violation"], loaded.ep_cost_mean - 1)
+
+
+def test_worst_case_of_each_constraint_is_made_of_its_own_advantages():
+    rows = []
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,), keys=("a", "b"), cost=lambda rank, t: 1e3 * (t % 2)), 2)
+    model = CPO("MlpPolicy", env, {"a": 0.0, "b": 0.0}, **{**KWARGS, "cost_gae_lambda": 1.0})
+    model._log_constraints_before = model._log_constraints
+    model._log_constraints = lambda step, violation, largest: (
+        rows.append(largest),
+        model._log_constraints_before(step, violation, largest),
+    )
+    model.learn(128)
+    # Costs of b are twice those of a, and the critic begins near zero
+    np.testing.assert_allclose(rows[0][1] / rows[0][0], 2.0, rtol=0.05)

@@ -105,3 +105,11 @@ def test_without_critic_the_rest_of_an_episode_costs_as_much_per_step_as_what_wa
     # 4 and 12 so far; 6 steps to come at (4 + 12) / 8 = 2 each
     assert costs.estimate(max_episode_steps=10).mean.tolist() == [(4 + 12 + 12 + 12) / 2]
     assert costs.estimate().mean.tolist() == [8]
+
+
+def test_rest_of_a_discounted_episode_is_discounted():
+    costs = EpisodeCosts(n_envs=1, n_costs=1, gamma=0.5)
+    for _ in range(2):
+        costs.add(np.array([[4.0]]), np.array([False]))
+    # 4 + 2 so far, and 1 + 0.5 in the two steps to come
+    np.testing.assert_allclose(costs.estimate(max_episode_steps=4).mean, [7.5])

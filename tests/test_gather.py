@@ -1,5 +1,7 @@
 """Gather against numbers worked out by hand, and its draws against their law."""
 
+import pickle
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -262,3 +264,8 @@ def test_one_kind_alone_works(kwargs):
     observation, _ = env.reset(seed=0)
     assert observation.shape == (29,)
     env.step(env.action_space.sample())
+
+
+def test_a_copy_keeps_the_activity_range():
+    env = gym.make("SafePointGather-v0").unwrapped
+    assert pickle.loads(pickle.dumps(env)).position_limit == env.position_limit == 6

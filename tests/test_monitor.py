@@ -159,3 +159,17 @@ def test_make_vec_env_from_an_id_with_seeds_and_wrappers(tmp_path):
 def test_seeds_differ_between_environments():
     obs = make_vec_env(RiskyEnv, n_envs=2, seed=1).reset()
     assert not np.array_equal(obs[0], obs[1])
+
+
+def test_a_cost_that_is_mentioned_only_when_it_occurs_is_zero_elsewhere(tmp_path):
+    class Sparse(ScriptedEnv):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            if info["cost"] == 0:
+                del info["cost"]
+            return obs, reward, terminated, truncated, info
+
+    env = CostMonitor(Sparse(lengths=(3,), cost=lambda rank, t: float(t % 3 == 1)), str(tmp_path / "0"))
+    assert [episode["cost"] for episode in play(env, 6)] == [1, 1]
+    env.close()
+    assert load_results(str(tmp_path))["cost"].tolist() == [1, 1]

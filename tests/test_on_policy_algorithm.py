@@ -501,3 +501,19 @@ def test_realised_change_is_that_between_two_rollouts(tmp_path):
         error = np.sqrt(before.standard_error**2 + after.standard_error**2)
         np.testing.assert_allclose(float(rows[index]["train/realised_cost_change_se"]), error, rtol=1e-6)
     assert not rows[0].get("train/realised_cost_change")
+
+
+def test_an_interrupted_rollout_loses_no_cost_of_the_episode_in_progress():
+    class Interrupt(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 7:
+                raise KeyboardInterrupt
+            return True
+
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(12,), cost=lambda rank, t: 1.0))
+    model = make_model(env)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(40, callback=Interrupt())
+    model.learn(8, reset_num_timesteps=False)
+    # The step in which the interruption came is lost, as its transition is
+    assert model.ep_cost_mean == 11

@@ -85,3 +85,13 @@ def test_another_initial_penalty_given_to_load_replaces_the_saved_one(tmp_path):
     loaded = PDO.load(tmp_path / "pdo", env=make_env(), penalty_coef=7.0)
     assert loaded.penalty.tolist() == [7]
     assert loaded.learn(4).penalty.tolist() == [8]
+
+
+def test_costs_that_were_counted_of_other_constraints_are_forgotten(tmp_path):
+    def make_env():
+        return vec_env(lambda rank: ScriptedEnv(rank, keys=("a", "b"), cost=lambda rank, t: 1.0))
+
+    PDO("MlpPolicy", make_env(), {"a": 1.0}, **KWARGS).learn(8).save(tmp_path / "pdo")
+    loaded = PDO.load(tmp_path / "pdo", env=make_env(), cost_limit={"a": 1.0, "b": 1.0})
+    loaded.learn(4, reset_num_timesteps=False)
+    assert loaded.safety.cumulative_cost.tolist() == [4, 8]

@@ -3,6 +3,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO as ContribTRPO
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from toy_envs import RiskyEnv, ScriptedEnv, vec_env
 
@@ -114,11 +115,33 @@ def test_the_return_rises():
     assert last > first + 0.2
 
 
+def logged(model):
+    """The keys of the last row that the model logged."""
+    keys = []
+    model.set_logger(Logger(None, []))
+    model.logger.dump = lambda step=0: keys.append(set(model.logger.name_to_value))
+    model.learn(256)
+    return keys[-1]
+
+
 def test_costs_that_nobody_mentions_are_not_logged_as_zero():
-    model = TRPO("MlpPolicy", vec_env(lambda rank: ScriptedEnv(rank, n_costs=0), 2), **KWARGS).learn(128)
-    model.dump_logs()
-    assert model.n_costs == 0
-    assert model.ep_cost_mean.shape == (0,)
+    keys = logged(TRPO("MlpPolicy", vec_env(lambda rank: ScriptedEnv(rank, n_costs=0), 2), **KWARGS))
+    assert "train/policy_objective" in keys
+    assert not [key for key in keys if "cost" in key or key.startswith("safety")]
+
+
+def test_costs_that_are_mentioned_only_when_they_occur_are_logged():
+    class Sparse(ScriptedEnv):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            if info["cost"] == 0:
+                del info["cost"]
+            return obs, reward, terminated, truncated, info
+
+    env = vec_env(lambda rank: Sparse(rank, lengths=(4,), cost=lambda rank, t: float(t % 4 == 3)))
+    model = TRPO("MlpPolicy", env, **KWARGS)
+    assert "rollout/ep_cost_mean" in logged(model)
+    assert model.ep_cost_mean.tolist() == [1]
 
 
 def test_array_of_costs_is_observed_without_a_limit():

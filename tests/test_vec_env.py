@@ -515,3 +515,9 @@ def test_zoo_can_patch_the_time_limit():
     venv = BatchVecEnv([lambda: PatchedTimeLimit(gym.make("SafeAntCircle-v0", max_episode_steps=-1), 3)])
     venv.reset()
     assert [venv.step(np.zeros((1, 8)))[2][0] for _ in range(4)] == [False, False, True, False]
+
+
+def test_arguments_that_running_episodes_are_made_for_cannot_change():
+    venv = make_vec_env("SafePointGather-v0", n_envs=2, vec_env_cls=BatchVecEnv)
+    with pytest.raises(AttributeError, match="n_bombs"):
+        venv.set_attr("n_bombs", 3)

@@ -116,3 +116,21 @@ def test_wrapped_environments_can_be_made_from_their_spec():
         assert np.array_equal(first[0], second[0])
         assert first[4] == second[4]
     assert first[4]["cost"] == 1.0
+
+
+def test_cost_function_sees_the_old_observation_of_an_environment_that_changes_it_in_place():
+    class InPlace(gym.Env):
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+        action_space = gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            self.x = np.zeros(1)
+            return self.x, {}
+
+        def step(self, action):
+            self.x += 1
+            return self.x, 0.0, False, False, {}
+
+    env = CostWrapper(InPlace(), lambda obs, action, next_obs, info: next_obs[0] - obs[0])
+    env.reset()
+    assert [env.step(0)[4]["cost"] for _ in range(2)] == [1, 1]
