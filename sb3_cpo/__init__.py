@@ -1,7 +1,12 @@
 """Constrained reinforcement learning for Stable-Baselines3."""
 
 import safe_envs  # noqa: F401  (registers the environments)
-from sb3_cpo.callbacks import CostEvalCallback
+from sb3_cpo.callbacks import (
+    CostEvalCallback,
+    CostProgressBarCallback,
+    StopTrainingOnViolation,
+    VideoRecorderCallback,
+)
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cpo import CPO
 from sb3_cpo.evaluation import evaluate_policy
@@ -19,7 +24,10 @@ __all__ = [
     "TRPO",
     "CostEvalCallback",
     "CostMonitor",
+    "CostProgressBarCallback",
     "FailurePredictor",
+    "StopTrainingOnViolation",
+    "VideoRecorderCallback",
     "evaluate_policy",
     "make_vec_env",
 ]

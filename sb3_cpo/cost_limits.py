@@ -96,6 +96,8 @@ def _as_limit(value: Any, place: str) -> Limit:
     if callable(value):
         return value
     try:
+        if isinstance(value, str):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(

@@ -99,6 +99,7 @@ class CPO(ConstrainedOnPolicyAlgorithm):
         self.logger.record("train/is_feasible", float(step.is_feasible))
         self._record("train/predicted_cost_change", step.step_size * step.predicted_cost_change)
         self._record("train/cost_surrogate", step.cost_surrogate_change)
+        self._promised_cost_change = step.cost_surrogate_change
         # Proposition 2, with the largest advantage seen for epsilon, and the episode's length for the horizon where
         # there is no discount
         gamma = self.cost_gamma

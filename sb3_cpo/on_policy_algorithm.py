@@ -125,6 +125,8 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     cost_estimate: CostEstimate | None = None
     """J that the algorithm constrains: of the shaped costs, where there is shaping."""
     _previous_estimate: CostEstimate | None = None
+    _promised_cost_change: np.ndarray | None = None
+    """(n_costs,) change of the cost surrogates by the last update."""
     safety: SafetyRecord | None = None
 
     def __init__(
@@ -206,6 +208,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.cost_shaping = cost_shaping
         self.missing_cost = missing_cost
         self._rollout_rewards: list[float] = []
+        self._has_warned_of_no_episode = False
         self._n_unreachable = 0
         self._n_vanishing = 0
 
@@ -526,7 +529,14 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.raw_cost_estimate = self._episode_costs[0].estimate(last_values, self._max_episode_steps)
         self.cost_estimate = self._episode_costs[-1].estimate(last_values, self._max_episode_steps)
         self.safety = self.safety or SafetyRecord(self.n_costs)
-        self.safety.add(raw_costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps)
+        if self.cost_estimate.n_episodes == 0 and self.n_costs > 0 and not self._has_warned_of_no_episode:
+            self._has_warned_of_no_episode = True
+            warnings.warn(
+                f"no episode ended in this rollout of {buffer.buffer_size} steps: the cost of an episode is estimated from "
+                "what it has cost so far. Raise n_steps, or give the environment a time limit"
+            )
+        is_known = self.cost_estimate.n_episodes > 0
+        self.safety.add(raw_costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
         if self.cost_shaping is not None:
             self._fit_cost_shaping(self.cost_shaping, raw_costs)
         buffer.rewards[:] = self._combine_rewards(buffer.rewards, buffer.costs)
@@ -767,7 +777,10 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._record("rollout/ep_shaped_cost_mean", estimate.mean)
         if estimate is not None and self._previous_estimate is not None and self.n_costs > 0:
             # What the last update did to J, in the same row as what it had promised (train/cost_surrogate)
+            # (recorded again: an evaluation inside the rollout has written the update's own row)
             before = self._previous_estimate
+            if self._promised_cost_change is not None:
+                self._record("train/cost_surrogate", self._promised_cost_change)
             self._record("train/realised_cost_change", estimate.mean - before.mean)
             self._record("train/realised_cost_change_se", np.hypot(estimate.standard_error, before.standard_error))
         super().dump_logs(iteration)

@@ -44,13 +44,14 @@ class SafetyRecord:
         """Share of updates at which J was over the limit."""
         return self.n_violations / max(self.n_updates, 1)
 
-    def add(self, costs: np.ndarray, violation: np.ndarray, num_timesteps: int) -> None:
+    def add(self, costs: np.ndarray, violation: np.ndarray, num_timesteps: int, is_known: bool = True) -> None:
         """
         One rollout.
 
         :param costs: (n_steps, n_envs, n_costs) as the environment emitted them
         :param violation: (n_costs,) J minus limit
         :param num_timesteps: steps played since training began
+        :param is_known: whether any episode ended; a guess is no proof of a kept limit
         """
         is_over = violation > 0
         self.add_costs(costs)
@@ -59,7 +60,7 @@ class SafetyRecord:
         self.cost_regret = self.cost_regret + np.maximum(violation, 0.0)
         self.streak = np.where(is_over, self.streak + 1, 0)
         self.longest_streak = np.maximum(self.longest_streak, self.streak)
-        if self.first_feasible_step < 0 and not is_over.any():
+        if self.first_feasible_step < 0 and is_known and not is_over.any():
             self.first_feasible_step = num_timesteps
 
     def add_costs(self, costs: np.ndarray) -> None:
@@ -79,5 +80,5 @@ class SafetyRecord:
                 f"cost regret {self.cost_regret[index]:.4g}"
             )
         first = self.first_feasible_step
-        lines.append("No update was feasible" if first < 0 else f"First feasible after {first} steps")
+        lines.append("The limit was kept at no update" if first < 0 else f"First within the limit after {first} steps")
         return "\n".join(lines)

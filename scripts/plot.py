@@ -298,7 +298,11 @@ def main(args: list[str] | None = None) -> None:
     groups: dict[str, list[Run]] = {}
     for folder, label in zip(options.folders, labels, strict=True):
         try:
-            groups.setdefault(label, []).append(read_run(folder, options.source, options.window))
+            run = read_run(folder, options.source, options.window)
+            if len(run.steps) == 0:
+                print(f"no episodes in {folder}: skipped (a hyperparameter optimisation leaves such folders)")
+                continue
+            groups.setdefault(label, []).append(run)
         except FileNotFoundError as error:
             parser.error(str(error))
     print(summarise(groups, options.cost_limit))

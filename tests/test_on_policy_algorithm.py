@@ -4,6 +4,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from toy_envs import RiskyEnv, ScriptedEnv, scripted_cost, scripted_steps, vec_env
 
@@ -517,3 +518,28 @@ def test_an_interrupted_rollout_loses_no_cost_of_the_episode_in_progress():
     model.learn(8, reset_num_timesteps=False)
     # The step in which the interruption came is lost, as its transition is
     assert model.ep_cost_mean == 11
+
+
+def test_promise_stands_beside_what_came_of_it_although_an_evaluation_wrote_in_between():
+    class Evaluation(BaseCallback):
+        def _on_step(self):
+            self.logger.dump(self.num_timesteps)
+            return True
+
+    rows = []
+    model = make_model(vec_env(lambda rank: ScriptedEnv(rank)))
+    model.set_logger(Logger(None, []))
+    dump = model.logger.dump
+    model.logger.dump = lambda step=0: (rows.append(dict(model.logger.name_to_value)), dump(step))
+    model.learn(12, callback=Evaluation())
+    rows = [row for row in rows if "train/realised_cost_change" in row]
+    assert len(rows) == 2
+    assert all("train/cost_surrogate" in row for row in rows)
+
+
+def test_a_rollout_without_a_finished_episode_is_no_proof_of_a_kept_limit():
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(100,), cost=lambda rank, t: 0.0))
+    model = make_model(env, cost_limit=1e9)
+    with pytest.warns(UserWarning, match="no episode ended in this rollout of 4 steps"):
+        model.learn(8)
+    assert model.safety.first_feasible_step == -1

@@ -127,7 +127,7 @@ def logged(model):
 def test_costs_that_nobody_mentions_are_not_logged_as_zero():
     keys = logged(TRPO("MlpPolicy", vec_env(lambda rank: ScriptedEnv(rank, n_costs=0), 2), **KWARGS))
     assert "train/policy_objective" in keys
-    assert not [key for key in keys if "cost" in key and "rejected" not in key or key.startswith("safety")]
+    assert not [key for key in keys if ("cost" in key and "rejected" not in key) or key.startswith("safety")]
 
 
 def test_costs_that_are_mentioned_only_when_they_occur_are_logged():

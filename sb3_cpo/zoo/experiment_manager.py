@@ -65,6 +65,9 @@ class ConstrainedExperimentManager(ExperimentManager):
         if config is None and own_config.is_file():
             config = str(own_config)
         super().__init__(*args, vec_env_type="dummy", config=config, **kwargs)  # type: ignore[misc]
+        if own_config.is_file():
+            # The limit is on the policy that plays in training; its mean action may well stand still, at cost 0
+            self.deterministic_eval = False
         # What the command line says comes before what the YAML file says
         self.vec_env_type = vec_env_type
         if vec_env_type is not None:
