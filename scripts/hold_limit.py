@@ -14,6 +14,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import torch as th
@@ -22,6 +23,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FailurePredictor, make_vec_env
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
 
 SETTINGS: dict[str, Any] = {
     "cost_limit": 10.0,
@@ -62,6 +66,10 @@ def prepare(args: argparse.Namespace) -> None:
     env.save(str(args.output / "vecnormalize.pkl"))
 
 
+def folder_of(args: argparse.Namespace, variant: str, seed: int) -> Path:
+    return args.output / f"{variant.replace(' ', '_').replace(',', '')}-{seed}"
+
+
 def load(args: argparse.Namespace, seed: int, **kwargs: Any) -> CPO:
     env = VecNormalize.load(str(args.output / "vecnormalize.pkl"), make_env(args.task, args.n_envs, 1000 + seed))
     model = CPO.load(args.output / "checkpoint", env=env, **kwargs)
@@ -93,7 +101,7 @@ def compare(args: argparse.Namespace) -> None:
     lines = []
     for name in args.variants:
         for seed in args.seeds:
-            folder = args.output / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+            folder = folder_of(args, name, seed)
             if not (folder / "model.zip").exists():
                 kwargs = dict(VARIANTS[name])
                 if kwargs.get("cost_shaping") == "predictor":
@@ -105,6 +113,29 @@ def compare(args: argparse.Namespace) -> None:
             lines.append({"variant": name, "seed": seed, **summarise(folder / "progress.csv")})
             print(pd.DataFrame(lines).round(2).to_string(index=False), flush=True)
     pd.DataFrame(lines).round(3).to_csv(args.output / "variants.csv", index=False)
+    draw(args)
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Return and cost over training, means over five updates."""
+    runs = {"common beginning": args.output / "prepare" / "progress.csv"}
+    for name in args.variants:
+        for seed in args.seeds:
+            runs[f"{name}, seed {seed}"] = folder_of(args, name, seed) / "progress.csv"
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for name, path in runs.items():
+        if not path.exists():
+            continue
+        rows = pd.read_csv(path).sort_values("time/total_timesteps")
+        for axis, column in zip(axes, ("rollout/ep_rew_mean_rollout", "rollout/ep_cost_mean"), strict=True):
+            axis.plot(rows["time/total_timesteps"] / 1e6, rows[column].rolling(5, min_periods=1).mean(), label=name)
+    axes[1].axhline(SETTINGS["cost_limit"], color="black", linestyle="--", label="limit")
+    for axis, label in zip(axes, ("return of an episode", "cost of an episode"), strict=True):
+        axis.set(xlabel="million steps", ylabel=f"{label} (mean over 5 updates)", title=args.task)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    figure.savefig(args.output / "variants.png", dpi=110)
+    plt.close(figure)
 
 
 def honesty(args: argparse.Namespace) -> None:
