@@ -2,6 +2,7 @@
 How fast is it? Each subcommand measures one thing and prints a table.
 
     python scripts/benchmark.py envs
+    python scripts/benchmark.py train
 """
 
 import argparse
@@ -123,6 +124,40 @@ def benchmark_envs(args: argparse.Namespace) -> None:
         print(f"  {statistics.median(values):>12,.0f} steps/s by {clock} time, best {max(values):,.0f}   (goal 1,000,000)")
 
 
+def learn(model) -> float:
+    """Steps per second of training, rollouts and updates together."""
+    steps, start = model.num_timesteps, time.perf_counter()
+    model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
+    return (model.num_timesteps - steps) / (time.perf_counter() - start)
+
+
+def benchmark_train(args: argparse.Namespace) -> None:
+    """Compare training with CPO on BatchVecEnv to sb3-contrib's TRPO on SB3's DummyVecEnv, and to bare stepping."""
+    import torch as th
+    from sb3_contrib import TRPO
+    from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+
+    from safe_envs import BatchVecEnv
+    from sb3_cpo import CPO, make_vec_env
+
+    th.set_num_threads(1)
+    shared = {"batch_size": 1000, "n_critic_updates": 3, "policy_kwargs": {"net_arch": [64, 32]}, "device": "cpu"}
+    for env_id, n_steps in (("SafePointCircle-v0", 200), ("SafeAntCircle-v0", 100)):
+        batch = make_vec_env(env_id, n_envs=100, vec_env_cls=BatchVecEnv, seed=0)
+        stepped = make_vec_env(env_id, n_envs=100, vec_env_cls=BatchVecEnv, seed=0)
+        stepped.reset()
+        actions = np.random.default_rng(0).uniform(-1, 1, (n_steps, 100, *stepped.action_space.shape)).astype(np.float32)
+        cpo = CPO("MlpPolicy", batch, 10.0, n_steps=n_steps, fisher_sub_sampling_factor=5, **shared)
+        trpo = TRPO("MlpPolicy", sb3_make_vec_env(env_id, n_envs=8, seed=0), n_steps=n_steps * 100 // 8, **shared)
+        candidates = {
+            "CPO, BatchVecEnv": partial(learn, cpo),
+            "contrib TRPO, Dummy": partial(learn, trpo),
+            "stepping alone": partial(step_vec_env, stepped, actions),
+        }
+        title = f"{env_id}, {n_steps * 100:,} steps per update, {args.rounds} rounds in turns"
+        report(title, measure(candidates, args.rounds), "CPO, BatchVecEnv", {})
+
+
 def report(title: str, results: dict[str, list[float]], subject: str, goals: dict[str, float]) -> None:
     print(f"\n{title}")
     for name, values in results.items():
@@ -144,6 +179,10 @@ def main() -> None:
     envs.add_argument("--rounds", type=int, default=15, help="rounds, measured in turns")
     envs.add_argument("--threads", type=int, default=0, help="threads for the physics, 0 for all cores")
     envs.set_defaults(run=benchmark_envs)
+
+    train = subcommands.add_parser("train", help=benchmark_train.__doc__)
+    train.add_argument("--rounds", type=int, default=3, help="rounds, measured in turns")
+    train.set_defaults(run=benchmark_train)
 
     args = parser.parse_args()
     args.run(args)
