@@ -6,7 +6,7 @@ import pytest
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-from toy_envs import RiskyEnv, ScriptedEnv, scripted_cost
+from toy_envs import RiskyEnv, ScriptedEnv, SparseCostEnv, scripted_cost
 
 from sb3_cpo import CPO, CostMonitor, make_vec_env
 
@@ -162,14 +162,7 @@ def test_seeds_differ_between_environments():
 
 
 def test_a_cost_that_is_mentioned_only_when_it_occurs_is_zero_elsewhere(tmp_path):
-    class Sparse(ScriptedEnv):
-        def step(self, action):
-            obs, reward, terminated, truncated, info = super().step(action)
-            if info["cost"] == 0:
-                del info["cost"]
-            return obs, reward, terminated, truncated, info
-
-    env = CostMonitor(Sparse(lengths=(3,), cost=lambda rank, t: float(t % 3 == 1)), str(tmp_path / "0"))
+    env = CostMonitor(SparseCostEnv(lengths=(3,), cost=lambda rank, t: float(t % 3 == 1)), str(tmp_path / "0"))
     assert [episode["cost"] for episode in play(env, 6)] == [1, 1]
     env.close()
     assert load_results(str(tmp_path))["cost"].tolist() == [1, 1]

@@ -5,7 +5,7 @@ from gymnasium import spaces
 from sb3_contrib import TRPO as ContribTRPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
-from toy_envs import RiskyEnv, ScriptedEnv, vec_env
+from toy_envs import RiskyEnv, ScriptedEnv, SparseCostEnv, vec_env
 
 from sb3_cpo import CPO, TRPO
 
@@ -131,14 +131,7 @@ def test_costs_that_nobody_mentions_are_not_logged_as_zero():
 
 
 def test_costs_that_are_mentioned_only_when_they_occur_are_logged():
-    class Sparse(ScriptedEnv):
-        def step(self, action):
-            obs, reward, terminated, truncated, info = super().step(action)
-            if info["cost"] == 0:
-                del info["cost"]
-            return obs, reward, terminated, truncated, info
-
-    env = vec_env(lambda rank: Sparse(rank, lengths=(4,), cost=lambda rank, t: float(t % 4 == 3)))
+    env = vec_env(lambda rank: SparseCostEnv(rank, lengths=(4,), cost=lambda rank, t: float(t % 4 == 3)))
     model = TRPO("MlpPolicy", env, **KWARGS)
     assert "rollout/ep_cost_mean" in logged(model)
     assert model.ep_cost_mean.tolist() == [1]

@@ -63,6 +63,16 @@ class ScriptedEnv(gym.Env):
         return np.array([self.steps, self.episode, self.rank], dtype=np.float32)
 
 
+class SparseCostEnv(ScriptedEnv):
+    """Mentions a cost only when it occurs."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if info["cost"] == 0:
+            del info["cost"]
+        return obs, reward, terminated, truncated, info
+
+
 def scripted_steps(lengths: tuple[int, ...], n_steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the first steps of a ``ScriptedEnv``: number in the episode (from 0), whether it ends it, whether at a time limit."""
     steps, episode, rows = 0, 0, []
