@@ -249,7 +249,7 @@ def solve_cmdp(cmdp: TabularCMDP) -> Optimum | None:
     )
     if solution.status == 2:
         return None
-    if solution.status != 0:
+    if solution.status != 0 or solution.x is None:
         raise RuntimeError(f"HiGHS did not solve the linear program: {solution.message}")
     visits = np.maximum(solution.x, 0).reshape(n_states, n_actions)
     totals = visits.sum(axis=1, keepdims=True)
