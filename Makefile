@@ -47,6 +47,7 @@ docs: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python scripts/benchmark.py envs
+	$(BIN)/python scripts/benchmark.py train
 
 clean:
 	rm -rf $(VENV) build *.egg-info docs/_build demo_output
