@@ -391,11 +391,11 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        # SB3 resets the environments in exactly this case
-        if reset_num_timesteps or self._last_obs is None:
-            self._episode_costs = []
+        # SB3 resets the environments in exactly these cases
         if reset_num_timesteps:
             self._forget_costs()
+        elif self._last_obs is None:
+            self._episode_costs = []
         assert self.env is not None
         spec = self._env_spec()
         self._max_episode_steps = None if spec is None else spec.max_episode_steps

@@ -1,13 +1,11 @@
 """What gymnasium and SB3 ask of every environment."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
 import textwrap
 import warnings
-from functools import lru_cache
 
 import gymnasium as gym
 import numpy as np
@@ -37,25 +35,6 @@ HUMANOID_WARNINGS = [
     "For Box action spaces, we recommend using a symmetric and normalized space",
     "We recommend you to use a symmetric and normalized Box action space",
 ]
-
-
-@lru_cache
-def has_opengl(backend):
-    """A failing OpenGL may end the process, so ask another one."""
-    code = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16).close()"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, timeout=120, env={**os.environ, "MUJOCO_GL": backend}
-    )
-    return result.returncode == 0
-
-
-@pytest.fixture
-def can_draw(monkeypatch):
-    """Render without a display, or skip where that is impossible."""
-    backend = os.environ.get("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")
-    monkeypatch.setenv("MUJOCO_GL", backend)
-    if not has_opengl(backend):
-        pytest.skip("no OpenGL here")
 
 
 @pytest.mark.parametrize("env_id", ALL_IDS)
