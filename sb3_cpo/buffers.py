@@ -122,14 +122,19 @@ class CostRolloutBuffer(RolloutBuffer):
 
     def compute_cost_returns_and_advantages(self, next_values: np.ndarray) -> None:
         """
-        Cost advantages and the cost critic's TD(lambda) targets, from ``costs`` and ``cost_values``.
+        Cost advantages and the cost critic's targets, from ``costs`` and ``cost_values``.
+
+        The targets are the costs still to come, bootstrapped only where the rollout cuts an episode. Targets of TD(lambda), which
+        SB3 uses for the reward, would carry an undiscounted cost only 1 / (1 - lambda) steps back per rollout.
 
         :param next_values: (n_steps, n_envs, n_costs), see :func:`compute_gae`
         """
-        self.cost_advantages = compute_gae(
-            self.costs, self.cost_values, next_values, self.episode_ends, self.cost_gamma, self.cost_gae_lambda
-        )
-        self.cost_returns = self.cost_advantages + self.cost_values
+
+        def advantages(gae_lambda: float) -> np.ndarray:
+            return compute_gae(self.costs, self.cost_values, next_values, self.episode_ends, self.cost_gamma, gae_lambda)
+
+        self.cost_advantages = advantages(self.cost_gae_lambda)
+        self.cost_returns = advantages(1.0) + self.cost_values
 
     def get(self, batch_size: int | None = None) -> Generator[CostRolloutBufferSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:

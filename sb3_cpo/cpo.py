@@ -49,10 +49,10 @@ class CPO(ConstrainedOnPolicyAlgorithm):
             self._actions(rollout_data),
             rollout_data.old_log_prob,
             cost_advantages * estimate.mean_length,
+            rollout_data.cost_returns,
         )
-        recent = [*self._cost_data, cost_data]
-        step = self._trust_region_step(rollout_data, params, recent, constrained_violation)
-        self._cost_data = recent[max(len(recent) - self.n_cost_rollouts + 1, 0) :]
+        self._cost_data = [*self._cost_data, cost_data][-self.n_cost_rollouts :]
+        step = self._trust_region_step(rollout_data, params, self._cost_data, constrained_violation)
         self._update_margin(step, violation)
         self._watch(step, violation)
         self._log_constraints(step, violation, abs(cost_advantages).amax(dim=0).cpu().numpy())

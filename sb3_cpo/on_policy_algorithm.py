@@ -39,7 +39,7 @@ SelfConstrainedOnPolicyAlgorithm = TypeVar("SelfConstrainedOnPolicyAlgorithm", b
 
 
 class CostData(NamedTuple):
-    """What a cost surrogate is made of: one rollout."""
+    """What a cost surrogate and a cost critic are made of: one rollout."""
 
     observations: PyTorchObs
     actions: th.Tensor
@@ -47,6 +47,8 @@ class CostData(NamedTuple):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     """(batch_size, n_costs) centred, in units of an episode's cost"""
+    returns: th.Tensor
+    """(batch_size, n_costs) the cost critic's targets"""
 
 
 class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -98,9 +100,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors. 0 constrains the mean
     :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
         action), so that what every update fails to deliver does not become a lasting excess. 0 is the paper's: no margin
-    :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates. 1 is the paper's. With few
-        episodes in a rollout, a step is mostly fitted to their noise and does not lower costs as it promises; earlier
-        rollouts, weighted by importance ratios, lend it theirs
+    :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
+        paper's. With few episodes in a rollout, a step is mostly fitted to their noise and does not lower costs as it
+        promises; earlier rollouts, weighted by importance ratios, lend it theirs
     :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
     :param missing_cost: What a step without cost means: "error", or "zero" for environments that only mention costs
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -712,8 +714,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 loss = F.mse_loss(rollout_data.returns, values_pred.flatten())
                 value_losses.append(loss.item())
                 if has_cost_head:
-                    cost_values_pred = self.policy.predict_standardised_cost_values(rollout_data.observations)  # type: ignore[operator]
-                    targets = self.policy.standardise_costs(rollout_data.cost_returns)  # type: ignore[operator]
+                    observations, cost_returns = self._cost_minibatch(rollout_data)
+                    cost_values_pred = self.policy.predict_standardised_cost_values(observations)  # type: ignore[operator]
+                    targets = self.policy.standardise_costs(cost_returns)  # type: ignore[operator]
                     # Mean over samples, sum over constraints: one constraint learns no slower for the presence of another
                     cost_value_loss = ((targets - cost_values_pred) ** 2).mean(dim=0).sum()
                     cost_value_losses.append(cost_value_loss.item() / self.n_costs)
@@ -726,6 +729,14 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
                     param.grad = None
                 self.policy.optimizer.step()
         return value_losses, cost_value_losses
+
+    def _cost_minibatch(self, rollout_data: CostRolloutBufferSamples) -> tuple[PyTorchObs, th.Tensor]:
+        """What the cost critic is fitted to: this minibatch, or as many samples of one of the recent rollouts."""
+        if self.n_cost_rollouts == 1:
+            return rollout_data.observations, rollout_data.cost_returns
+        data = self._cost_data[np.random.randint(len(self._cost_data))]
+        indices = th.as_tensor(np.random.randint(len(data.returns), size=len(rollout_data.returns)), device=self.device)
+        return _slice(data.observations, indices), data.returns[indices]
 
     # ---------------------------------------------------------------- logs
 

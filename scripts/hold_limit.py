@@ -1,12 +1,15 @@
 """
-Why a limit is exceeded while the ant learns to run, and what helps: variants of CPO, continued from one checkpoint.
+Why a limit is exceeded while the ant learns to run, and what helps: variants of CPO, side by side.
 
     python scripts/hold_limit.py prepare --steps 5000000 --output results/ant
-    python scripts/hold_limit.py compare --output results/ant --steps 2500000 --seeds 0 1
+    python scripts/hold_limit.py compare --steps 2500000 --output results/ant
+    python scripts/hold_limit.py train --steps 15000000 --variants plain held --output results/ant15
 
-`prepare` trains plain CPO on the task and leaves a checkpoint. `compare` continues it with every variant and prints a table; a
-finished variant is not repeated. `honesty` takes single updates from a checkpoint and compares what the surrogate promises on
-the batch that the step was made from, on an independent batch, and what happens.
+`prepare` trains plain CPO on the task and leaves a checkpoint. `compare` continues it with every variant, `train` begins each
+from nothing; both print a table and draw return and cost over training, and the realised against the promised changes. A
+finished run is not repeated, a run that was stopped goes on from its last checkpoint. `honesty` takes single updates from a
+checkpoint and compares what the surrogate promises on the batch that the step was made from, on an independent batch, and what
+happens.
 """
 
 import argparse
@@ -18,11 +21,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch as th
+from scipy.stats import norm
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FailurePredictor, make_vec_env
+from sb3_cpo.buffers import CostRolloutBuffer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -37,19 +42,39 @@ SETTINGS: dict[str, Any] = {
     "cost_gae_lambda": 0.5,
     "cg_damping": 1e-5,
     "fisher_sub_sampling_factor": 5,
-    "policy_kwargs": {"net_arch": [64, 32]},
+    "policy_kwargs": {"net_arch": [64, 32], "log_std_init": -1.0},
 }
+# A run is saved after so many steps
+PART = 1_000_000
+# The hyperparameters of SafeAntCircle-v0 in the zoo
+HELD: dict[str, Any] = {"n_cost_rollouts": 5, "cost_margin_lr": 0.3}
+
+
+class TDTargets(CostRolloutBuffer):
+    """The cost critic's targets as SB3 makes those of the reward critic."""
+
+    def compute_cost_returns_and_advantages(self, next_values: np.ndarray) -> None:
+        super().compute_cost_returns_and_advantages(next_values)
+        self.cost_returns = self.cost_advantages + self.cost_values
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "lambda_C 0.9": {"cost_gae_lambda": 0.9},
-    "margin 0.1": {"cost_margin_lr": 0.1},
+    "held": HELD,
+    "plain, TD targets": {"rollout_buffer_class": TDTargets},
+    "held, TD targets": {**HELD, "rollout_buffer_class": TDTargets},
     "5 rollouts": {"n_cost_rollouts": 5},
-    "5 rollouts, margin 0.1": {"n_cost_rollouts": 5, "cost_margin_lr": 0.1},
-    "10 rollouts": {"n_cost_rollouts": 10},
-    "10 rollouts, margin 0.1": {"n_cost_rollouts": 10, "cost_margin_lr": 0.1},
-    "z = 1": {"cost_confidence": 1.0},
-    "target_kl 0.004": {"target_kl": 0.004},
-    "shaping": {"cost_shaping": "predictor"},
+    "margin 0.3": {"cost_margin_lr": 0.3},
+    "held, margin 0.1": {**HELD, "cost_margin_lr": 0.1},
+    "held, 2 rollouts": {**HELD, "n_cost_rollouts": 2},
+    "held, 10 rollouts": {**HELD, "n_cost_rollouts": 10},
+    "held, lambda_C 0.8": {**HELD, "cost_gae_lambda": 0.8},
+    "held, target_kl 0.004": {**HELD, "target_kl": 0.004},
+    "held, z = 1": {**HELD, "cost_confidence": 1.0},
+    "held, shaping": {**HELD, "cost_shaping": "predictor"},
+    "plain, shaping": {"cost_shaping": "predictor"},
+    "plain, twice the batch": {"n_envs": 2.0},
+    "held, twice the batch": {**HELD, "n_envs": 2.0},
 }
 
 
@@ -59,8 +84,8 @@ def make_env(task: str, n_envs: int, seed: int) -> VecEnv:
 
 def prepare(args: argparse.Namespace) -> None:
     env = VecNormalize(make_env(args.task, args.n_envs, args.seeds[0]), norm_reward=False)
-    model = CPO("MlpPolicy", env, seed=args.seeds[0], **SETTINGS)
-    model.set_logger(configure(str(args.output / "prepare"), ["csv"]))
+    model = CPO("MlpPolicy", env, seed=args.seeds[0], **{**SETTINGS, "cost_limit": args.cost_limit})
+    model.set_logger(configure(str(args.output / "prepare" / "0"), ["csv"]))
     model.learn(args.steps)
     model.save(args.output / "checkpoint")
     env.save(str(args.output / "vecnormalize.pkl"))
@@ -70,29 +95,82 @@ def folder_of(args: argparse.Namespace, variant: str, seed: int) -> Path:
     return args.output / f"{variant.replace(' ', '_').replace(',', '')}-{seed}"
 
 
-def load(args: argparse.Namespace, seed: int, **kwargs: Any) -> CPO:
-    env = VecNormalize.load(str(args.output / "vecnormalize.pkl"), make_env(args.task, args.n_envs, 1000 + seed))
+def load(args: argparse.Namespace, seed: int, n_envs: int, **kwargs: Any) -> CPO:
+    env = VecNormalize.load(str(args.output / "vecnormalize.pkl"), make_env(args.task, n_envs, 1000 + seed))
     model = CPO.load(args.output / "checkpoint", env=env, **kwargs)
     model.set_random_seed(seed)
     return model
 
 
-def summarise(path: Path) -> dict[str, float]:
-    """One line of the table: from the sixth update on."""
-    rows = pd.read_csv(path).sort_values("time/total_timesteps").iloc[5:]
-    cost, limit = rows["rollout/ep_cost_mean"], rows["rollout/cost_limit"]
-    promised, realised = rows["train/cost_surrogate"], rows["train/realised_cost_change"]
-    known = promised.notna() & realised.notna()
-    slope, intercept = np.polyfit(promised[known], realised[known], 1)
+def begin(args: argparse.Namespace, name: str, seed: int) -> CPO:
+    kwargs = dict(VARIANTS[name])
+    n_envs = round(args.n_envs * kwargs.pop("n_envs", 1.0))
+    if kwargs.get("cost_shaping") == "predictor":
+        kwargs["cost_shaping"] = FailurePredictor(horizon=20)
+    if args.command == "compare":
+        return load(args, seed, n_envs, **kwargs)
+    env = VecNormalize(make_env(args.task, n_envs, seed), norm_reward=False)
+    return CPO("MlpPolicy", env, seed=seed, **{**SETTINGS, "cost_limit": args.cost_limit, **kwargs})
+
+
+def resume(args: argparse.Namespace, name: str, seed: int) -> CPO:
+    n_envs = round(args.n_envs * VARIANTS[name].get("n_envs", 1.0))
+    folder = folder_of(args, name, seed)
+    env = VecNormalize.load(str(folder / "vecnormalize.pkl"), make_env(args.task, n_envs, 2000 + seed))
+    return CPO.load(folder / "model", env=env)
+
+
+def run(args: argparse.Namespace, name: str, seed: int) -> None:
+    """Train one variant in parts, each with its own log: one that was stopped goes on after its last whole part."""
+    folder = folder_of(args, name, seed)
+    model = resume(args, name, seed) if (folder / "model.zip").exists() else begin(args, name, seed)
+    env = model.get_vec_normalize_env()
+    assert env is not None
+    starts = [int(path.name) for path in folder.glob("[0-9]*")]
+    end = min(starts, default=model.num_timesteps) + args.steps
+    while model.num_timesteps < end:
+        model.set_logger(configure(str(folder / str(model.num_timesteps)), ["csv"]))
+        model.learn(min(PART, end - model.num_timesteps), reset_num_timesteps=False)
+        env.save(str(folder / "vecnormalize.pkl"))
+        model.save(folder / "model")
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """The log of all parts; of a part that was stopped, what was logged again later is left out."""
+    parts = sorted(folder.glob("[0-9]*/progress.csv"), key=lambda path: int(path.parent.name))
+    rows = pd.concat([pd.read_csv(part) for part in parts])
+    return rows.drop_duplicates("time/total_timesteps", keep="last").sort_values("time/total_timesteps")
+
+
+def settled(rows: pd.DataFrame, skip: float) -> pd.DataFrame:
+    """From the sixth update on (a variant that continues another policy needs a few), and after ``skip`` steps."""
+    return rows.iloc[5:][rows["time/total_timesteps"].iloc[5:] > skip]
+
+
+def fit(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series, float, float]:
+    """Promised and realised changes of J by the same update; slope and intercept of the latter on the former."""
+    known = rows[["train/cost_surrogate", "train/realised_cost_change"]].dropna()
+    promised, realised = known["train/cost_surrogate"], known["train/realised_cost_change"]
+    slope, intercept = np.polyfit(promised, realised, 1)
+    return promised, realised, slope, intercept
+
+
+def summarise(rows: pd.DataFrame) -> dict[str, float]:
+    """One line of the table."""
+    cost, limit, error = rows["rollout/ep_cost_mean"], rows["rollout/cost_limit"], rows["rollout/ep_cost_std_error"]
+    promised, realised, slope, intercept = fit(rows)
     return {
         "mean cost": cost.mean(),
         "second half": cost.iloc[len(cost) // 2 :].mean(),
         "over 1.25 limit": (cost > 1.25 * limit).mean(),
+        # What a policy whose cost is exactly the limit would show
+        "by the error alone": norm.sf(0.25 * limit / error).mean(),
         "promised": promised.mean(),
         "realised": realised.mean(),
         "slope": slope,
         "intercept": intercept,
-        "SE of J": rows["rollout/ep_cost_std_error"].mean(),
+        "SE of J": error.mean(),
+        "explained variance": rows["train/cost_explained_variance"].mean(),
         "final return": rows["rollout/ep_rew_mean_rollout"].iloc[-5:].mean(),
     }
 
@@ -101,46 +179,64 @@ def compare(args: argparse.Namespace) -> None:
     lines = []
     for name in args.variants:
         for seed in args.seeds:
-            folder = folder_of(args, name, seed)
-            if not (folder / "model.zip").exists():
-                kwargs = dict(VARIANTS[name])
-                if kwargs.get("cost_shaping") == "predictor":
-                    kwargs["cost_shaping"] = FailurePredictor(horizon=20)
-                model = load(args, seed, **kwargs)
-                model.set_logger(configure(str(folder), ["csv"]))
-                model.learn(args.steps, reset_num_timesteps=False)
-                model.save(folder / "model")
-            lines.append({"variant": name, "seed": seed, **summarise(folder / "progress.csv")})
+            run(args, name, seed)
+            rows = settled(read(folder_of(args, name, seed)), args.skip)
+            lines.append({"variant": name, "seed": seed, **summarise(rows)})
             print(pd.DataFrame(lines).round(2).to_string(index=False), flush=True)
     pd.DataFrame(lines).round(3).to_csv(args.output / "variants.csv", index=False)
     draw(args)
+    draw_promises(args)
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Return and cost over training, means over five updates."""
-    runs = {"common beginning": args.output / "prepare" / "progress.csv"}
-    for name in args.variants:
-        for seed in args.seeds:
-            runs[f"{name}, seed {seed}"] = folder_of(args, name, seed) / "progress.csv"
+    """Return and cost over training, means over five updates; one colour per variant, one line per seed."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for name, path in runs.items():
-        if not path.exists():
-            continue
-        rows = pd.read_csv(path).sort_values("time/total_timesteps")
-        for axis, column in zip(axes, ("rollout/ep_rew_mean_rollout", "rollout/ep_cost_mean"), strict=True):
-            axis.plot(rows["time/total_timesteps"] / 1e6, rows[column].rolling(5, min_periods=1).mean(), label=name)
-    axes[1].axhline(SETTINGS["cost_limit"], color="black", linestyle="--", label="limit")
+    runs = {name: [folder_of(args, name, seed) for seed in args.seeds] for name in args.variants}
+    if args.command == "compare":
+        runs = {"common beginning": [args.output / "prepare"], **runs}
+    for color, (name, folders) in enumerate(runs.items()):
+        for index, folder in enumerate(folders):
+            rows = read(folder)
+            for axis, column in zip(axes, ("rollout/ep_rew_mean_rollout", "rollout/ep_cost_mean"), strict=True):
+                smooth = rows[column].rolling(5, min_periods=1).mean()
+                label = name if index == 0 else None
+                axis.plot(rows["time/total_timesteps"] / 1e6, smooth, color=f"C{color % 10}", label=label, linewidth=1.2)
+    axes[1].axhline(args.cost_limit, color="black", linestyle="--", label="limit")
     for axis, label in zip(axes, ("return of an episode", "cost of an episode"), strict=True):
         axis.set(xlabel="million steps", ylabel=f"{label} (mean over 5 updates)", title=args.task)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
+    axes[1].legend(fontsize="small")
     figure.savefig(args.output / "variants.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_promises(args: argparse.Namespace) -> None:
+    """Realised against promised change of J, one panel per variant, one point per update."""
+    n_rows = int(np.ceil(len(args.variants) / 4))
+    figure, axes = plt.subplots(
+        n_rows, min(len(args.variants), 4), figsize=(4 * min(len(args.variants), 4), 3.8 * n_rows), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, name in zip(axes.flat, args.variants, strict=False):
+        rows = pd.concat([settled(read(folder_of(args, name, seed)), args.skip) for seed in args.seeds])
+        promised, realised, slope, intercept = fit(rows)
+        axis.scatter(promised, realised, s=8, alpha=0.6)
+        ends = np.array([promised.min(), promised.max()])
+        axis.plot(ends, ends, color="black", linestyle="--", label="promised = realised")
+        axis.plot(ends, slope * ends + intercept, color="C1", label=f"slope {slope:.2f}, intercept {intercept:+.1f}")
+        axis.set(title=name, xlabel="change of J promised by the surrogate", ylabel="realised at the next rollout")
+        axis.legend(fontsize="x-small")
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(args.variants) :]:
+        axis.remove()
+    figure.savefig(args.output / "promises.png", dpi=90)
     plt.close(figure)
 
 
 def honesty(args: argparse.Namespace) -> None:
     """A promise is kept if it holds on episodes that did not shape the step."""
-    model = load(args, args.seeds[0])
+    model = load(args, args.seeds[0], args.n_envs, **VARIANTS[args.variants[0]])
     model._logger = Logger(None, [])
     _, callback = model._setup_learn(10**9)
     callback.on_training_start({}, {})
@@ -180,11 +276,13 @@ def honesty(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["prepare", "compare", "honesty"])
+    parser.add_argument("command", choices=["prepare", "compare", "train", "honesty"])
     parser.add_argument("--task", default="SafeAntCircle-v0", help="environment id")
+    parser.add_argument("--cost-limit", type=float, default=SETTINGS["cost_limit"], help="limit on the cost of an episode")
     parser.add_argument("--n-envs", type=int, default=100, help="copies of the environment; 500 steps each make a batch")
     parser.add_argument("--steps", type=int, default=2_500_000, help="steps to train for")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the continuations")
+    parser.add_argument("--skip", type=float, default=0, help="steps of training that the table leaves out")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the runs")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="what to compare")
     parser.add_argument("--updates", type=int, default=8, help="single updates that `honesty` takes")
     parser.add_argument("--rollouts", type=int, default=4, help="rollouts behind each mean in `honesty`")
@@ -192,7 +290,7 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
-    {"prepare": prepare, "compare": compare, "honesty": honesty}[args.command](args)
+    {"prepare": prepare, "compare": compare, "train": compare, "honesty": honesty}[args.command](args)
 
 
 if __name__ == "__main__":

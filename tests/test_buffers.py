@@ -53,7 +53,8 @@ def test_cost_advantages_by_hand_where_the_time_limit_ends_the_costs():
     buffer.compute_cost_returns_and_advantages(np.array([20, 0, 40, 0, 7.0]).reshape(5, 1, 1))
     # cut: 5 + 7 - 50 = -38; limit: 4 - 40 = -36; 3 + 40 - 30 - 36/2 = -5; termination: 2 - 20 = -18; 1 + 20 - 10 - 18/2 = 2
     assert buffer.cost_advantages[:, 0, 0].tolist() == [2, -18, -5, -36, -38]
-    assert buffer.cost_returns[:, 0, 0].tolist() == [12, 2, 25, 4, 12]
+    # The targets are Monte-Carlo, whatever cost_gae_lambda: 1 + 2, 2 | 3 + 4, 4 | 5 + 7
+    assert buffer.cost_returns[:, 0, 0].tolist() == [3, 2, 7, 4, 12]
 
 
 def test_cost_advantages_by_hand_where_the_time_limit_is_bootstrapped():
@@ -61,7 +62,8 @@ def test_cost_advantages_by_hand_where_the_time_limit_is_bootstrapped():
     buffer.compute_cost_returns_and_advantages(np.array([20, 0, 40, 60, 7.0]).reshape(5, 1, 1))
     # cut: 5 + 6.3 - 50; limit: 4 + 54 - 40; 3 + 36 - 30 + 0.45 * 18; termination: 2 - 20; 1 + 18 - 10 - 0.45 * 18
     np.testing.assert_allclose(buffer.cost_advantages[:, 0, 0], [0.9, -18, 17.1, 18, -38.7], rtol=1e-12)
-    np.testing.assert_allclose(buffer.cost_returns[:, 0, 0], [10.9, 2, 47.1, 58, 11.3], rtol=1e-12)
+    # 1 + 0.9 * 2, 2 | 3 + 0.9 * 58, 4 + 54 | 5 + 6.3
+    np.testing.assert_allclose(buffer.cost_returns[:, 0, 0], [2.8, 2, 55.2, 58, 11.3], rtol=1e-12)
 
 
 @pytest.mark.parametrize("is_dict", [False, True])

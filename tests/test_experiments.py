@@ -49,8 +49,19 @@ def test_hold_limit_continues_variants_from_one_checkpoint(tmp_path):
     table = pd.read_csv(tmp_path / "out" / "variants.csv")
     assert table["variant"].tolist() == ["plain", "5 rollouts"]
     assert table["mean cost"].nunique() == 2
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"variants.png", "promises.png"}
     output = run("hold_limit.py", "honesty", "--updates", "2", "--rollouts", "1", *shared, folder=tmp_path)
     assert "on an independent batch:" in output
+
+
+@pytest.mark.slow
+def test_hold_limit_goes_on_after_the_last_part(tmp_path):
+    shared = ("--task", "SafePointCircle-v0", "--n-envs", "4", "--seeds", "0", "--output", "out", "--variants", "held")
+    for steps, starts in (("16000", {"0"}), ("16000", {"0"}), ("32000", {"0", "16000"})):
+        run("hold_limit.py", "train", "--steps", steps, *shared, folder=tmp_path)
+        assert {path.name for path in (tmp_path / "out" / "held-0").glob("[0-9]*")} == starts
+    last = pd.read_csv(tmp_path / "out" / "held-0" / "16000" / "progress.csv")
+    assert last["time/total_timesteps"].tolist() == list(range(18000, 34000, 2000))
 
 
 @pytest.mark.slow

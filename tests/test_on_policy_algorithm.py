@@ -265,10 +265,12 @@ def test_the_critic_step_changes_no_parameter_of_the_actor(kind, share, monkeypa
         )
 
 
-def test_the_cost_critic_learns_the_cost_to_come():
+@pytest.mark.parametrize("cost_gae_lambda", [0.0, 1.0])
+def test_the_cost_critic_learns_the_cost_to_come(cost_gae_lambda):
     """Episodes of 5 steps at 100 each: 500, 400, ... 100 are to come. The units are the costs'."""
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(5,), cost=lambda rank, t: 100.0), 4)
-    model = make_model(env, n_steps=10, batch_size=20, n_critic_updates=20, learning_rate=1e-2, cost_gae_lambda=1.0)
+    model = make_model(env, n_steps=10, batch_size=20, n_critic_updates=20, learning_rate=1e-2)
+    model.rollout_buffer.cost_gae_lambda = cost_gae_lambda
     model.learn(40 * 15)
     obs = np.array([[steps, model.env.envs[0].unwrapped.episode, 0] for steps in range(5)], dtype=np.float32)
     np.testing.assert_allclose(model.predict_cost_values(obs)[:, 0], [500, 400, 300, 200, 100], atol=40)
