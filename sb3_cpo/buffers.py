@@ -124,8 +124,8 @@ class CostRolloutBuffer(RolloutBuffer):
         """
         Cost advantages and the cost critic's targets, from ``costs`` and ``cost_values``.
 
-        The targets are the costs still to come, bootstrapped only where the rollout cuts an episode. Targets of TD(lambda), which
-        SB3 uses for the reward, would carry an undiscounted cost only 1 / (1 - lambda) steps back per rollout.
+        The targets are the costs still to come, bootstrapped only where the rollout cuts an episode. Targets of TD(lambda),
+        which SB3 uses for the reward, would carry an undiscounted cost only 1 / (1 - lambda) steps back per rollout.
 
         :param next_values: (n_steps, n_envs, n_costs), see :func:`compute_gae`
         """

@@ -734,9 +734,11 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         """What the cost critic is fitted to: this minibatch, or as many samples of one of the recent rollouts."""
         if self.n_cost_rollouts == 1:
             return rollout_data.observations, rollout_data.cost_returns
-        data = self._cost_data[np.random.randint(len(self._cost_data))]
-        indices = th.as_tensor(np.random.randint(len(data.returns), size=len(rollout_data.returns)), device=self.device)
-        return _slice(data.observations, indices), data.returns[indices]
+        # From the generator that SB3 seeds, and draws its minibatches with
+        data = self._cost_data[np.random.randint(len(self._cost_data))]  # noqa: NPY002
+        indices = np.random.randint(len(data.returns), size=len(rollout_data.returns))  # noqa: NPY002
+        on_device = th.as_tensor(indices, device=self.device)
+        return _slice(data.observations, on_device), data.returns[on_device]
 
     # ---------------------------------------------------------------- logs
 

@@ -259,6 +259,29 @@ def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
         np.testing.assert_allclose(seen[-1]["after"].costs.item(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("n_rollouts", [1, 3])
+def test_the_cost_critic_is_fitted_to_the_costs_to_come_in_the_recent_rollouts(n_rollouts, monkeypatch):
+    """Two episodes of five steps per rollout; step number t of an environment costs t."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(5,), cost=lambda rank, t: float(t)), 2)
+    model = CPO(
+        "MlpPolicy",
+        env,
+        1.0,
+        n_cost_rollouts=n_rollouts,
+        **{**KWARGS, "n_steps": 10, "batch_size": 10, "n_critic_updates": 20},
+    )
+    model.learn(3 * 20)
+    minibatches, cost_minibatch = [], model._cost_minibatch
+    monkeypatch.setattr(model, "_cost_minibatch", lambda data: minibatches.append(cost_minibatch(data)) or minibatches[-1])
+    model.learn(20, reset_num_timesteps=False)
+    assert [len(targets) for _, targets in minibatches] == [10] * 40
+    steps, episodes, _ = th.cat([obs for obs, _ in minibatches]).T
+    assert episodes.unique().tolist() == list(range(8 - 2 * n_rollouts, 8))
+    first = 5 * episodes + steps
+    to_come = (5 - steps) * (first + 5 * episodes + 4) / 2
+    th.testing.assert_close(th.cat([targets for _, targets in minibatches])[:, 0], to_come)
+
+
 def test_fisher_matrix_on_fewer_states_still_keeps_the_divergence_of_all(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
     CPO("MlpPolicy", env, 1.0, fisher_sub_sampling_factor=5, **KWARGS).learn(128 * 4)
