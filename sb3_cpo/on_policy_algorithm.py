@@ -834,7 +834,7 @@ def _fits(state: dict[str, Any], optimizer: th.optim.Optimizer) -> bool:
     )
 
 
-def _slice(data: Any, index: slice) -> Any:
+def _slice(data: Any, index: slice | th.Tensor) -> Any:
     return {key: value[index] for key, value in data.items()} if isinstance(data, dict) else data[index]
 
 
