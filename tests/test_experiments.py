@@ -50,8 +50,10 @@ def test_hold_limit_continues_variants_from_one_checkpoint(tmp_path):
     assert table["variant"].tolist() == ["plain", "5 rollouts"]
     assert table["mean cost"].nunique() == 2
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"variants.png", "promises.png"}
-    output = run("hold_limit.py", "honesty", "--updates", "2", "--rollouts", "1", *shared, folder=tmp_path)
-    assert "on an independent batch:" in output
+    output = run(
+        "hold_limit.py", "honesty", "--updates", "2", "--rollouts", "1", "--variants", "held", *shared, folder=tmp_path
+    )
+    assert "on independent rollouts:" in output
 
 
 @pytest.mark.slow

@@ -112,6 +112,8 @@ def sample_cpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addition
     """Sampler for CPO hyperparams."""
     sampled = _sample_trust_region_params(trial)
     sampled["cost_gae_lambda"] = trial.suggest_categorical("cost_gae_lambda", [0.5, 0.9, 0.95, 1.0])
+    sampled["n_cost_rollouts"] = trial.suggest_categorical("n_cost_rollouts", [1, 5])
+    sampled["cost_margin_lr"] = trial.suggest_categorical("cost_margin_lr", [0.0, 0.1, 0.3])
     return convert_params(sampled)
 
 
