@@ -5,11 +5,11 @@ Why a limit is exceeded while the ant learns to run, and what helps: variants of
     python scripts/hold_limit.py compare --steps 2500000 --output results/ant
     python scripts/hold_limit.py train --steps 15000000 --variants plain held --output results/ant15
 
-`prepare` trains the first variant, plain CPO, and leaves a checkpoint. `compare` continues it with every variant, `train` begins
-each from nothing; both print a table and draw return and cost over training, and the realised against the promised changes. A
-finished run is not repeated, a run that was stopped goes on from its last checkpoint. `honesty` takes single updates of the
-first variant from a checkpoint, and compares what the surrogate promises, what it says on independent rollouts, and what
-happens.
+`prepare` trains the first variant, plain CPO, and leaves a checkpoint. `compare` continues it with every variant, `train`
+begins each from nothing; both print a table and draw return and cost over training, and the realised against the promised
+changes. A finished run is not repeated, a run that was stopped goes on from its last checkpoint. `honesty` takes single
+updates of the first variant from a checkpoint, and compares what the surrogate promises, what it says on independent
+rollouts, and what happens.
 """
 
 import argparse
