@@ -97,6 +97,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         Setting it to auto, the code will be run on the GPU if possible.
     :param cost_gamma: Discount factor of the costs. With 1, ``cost_limit`` bounds the plain sum of an episode's costs
     :param cost_gae_lambda: Factor for trade-off of bias vs variance for the cost advantages
+    :param cost_gae_gamma: Discount factor of the cost critic and the cost advantages, where it is to differ from
+        ``cost_gamma``, which discounts J. Below 1 it trades bias for variance (Schulman et al., 2016, section 3): an action is
+        held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors. 0 constrains the mean
     :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
         action), so that what every update fails to deliver does not become a lasting excess. 0 is the paper's: no margin
@@ -161,6 +164,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         cost_gamma: float = 1.0,
         cost_gae_lambda: float = 0.95,
+        cost_gae_gamma: float | None = None,
         cost_confidence: float = 0.0,
         cost_margin_lr: float = 0.0,
         n_cost_rollouts: int = 1,
@@ -203,6 +207,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.fisher_sub_sampling_factor = fisher_sub_sampling_factor
         self.cost_gamma = cost_gamma
         self.cost_gae_lambda = cost_gae_lambda
+        self.cost_gae_gamma = cost_gae_gamma
         self.cost_confidence = cost_confidence
         self.cost_margin_lr = cost_margin_lr
         self.n_cost_rollouts = n_cost_rollouts
@@ -239,7 +244,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             self.policy_kwargs = {**policy_kwargs, "n_costs": self.n_costs if self.has_cost_critic else 0}
         self.rollout_buffer_kwargs = {
             "n_costs": self.n_costs,
-            "cost_gamma": self.cost_gamma,
+            "cost_gamma": self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma,
             "cost_gae_lambda": self.cost_gae_lambda,
             **rollout_buffer_kwargs,
         }
@@ -292,7 +297,8 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"sb3_cpo.buffers.CostRolloutBuffer; {self.rollout_buffer_class.__name__} holds none"
             )
         if not self.has_cost_critic:
-            for name, default in (("cost_confidence", 0.0), ("cost_margin_lr", 0.0), ("n_cost_rollouts", 1)):
+            defaults = {"cost_confidence": 0.0, "cost_margin_lr": 0.0, "n_cost_rollouts": 1, "cost_gae_gamma": None}
+            for name, default in defaults.items():
                 if getattr(self, name) != default:
                     raise ValueError(f"{type(self).__name__} has no constraints for {name}={getattr(self, name)}: it is CPO's")
         if self.missing_cost not in ("error", "zero"):
@@ -310,9 +316,9 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} must be positive, not {value}")
-        for name in ("gamma", "gae_lambda", "cost_gamma", "cost_gae_lambda"):
+        for name in ("gamma", "gae_lambda", "cost_gamma", "cost_gae_lambda", "cost_gae_gamma"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {value}")
         for name in ("cg_damping", "cost_confidence", "cost_margin_lr"):
             value = getattr(self, name)

@@ -159,7 +159,8 @@ def test_buffer_class_without_costs(algorithm):
         ("target_kl", 0.0), ("target_kl", -0.1), ("target_kl", np.nan), ("cg_max_steps", 0), ("line_search_max_iter", 0),
         ("fisher_sub_sampling_factor", 0), ("n_cost_rollouts", 0),
         ("cost_margin_lr", -1), ("n_steps", 0), ("gamma", 1.1), ("cost_gamma", -0.1), ("cost_gamma", np.nan),
-        ("gae_lambda", 2), ("cost_gae_lambda", 2), ("cg_damping", -1), ("cg_damping", np.inf), ("cost_confidence", -1),
+        ("gae_lambda", 2), ("cost_gae_lambda", 2), ("cost_gae_gamma", 2), ("cg_damping", -1), ("cg_damping", np.inf),
+        ("cost_confidence", -1),
         ("line_search_shrinking_factor", 1.0), ("line_search_shrinking_factor", 0.0), ("missing_cost", "ignore"),
     ],
 )  # fmt: skip
@@ -195,7 +196,9 @@ def test_penalties(algorithm, kwargs, message):
         algorithm("MlpPolicy", ScriptedEnv(), 5.0, **KWARGS, **kwargs)
 
 
-@pytest.mark.parametrize("argument", [{"cost_margin_lr": 0.1}, {"n_cost_rollouts": 2}, {"cost_confidence": 1.0}])
+@pytest.mark.parametrize(
+    "argument", [{"cost_margin_lr": 0.1}, {"n_cost_rollouts": 2}, {"cost_confidence": 1.0}, {"cost_gae_gamma": 0.9}]
+)
 @pytest.mark.parametrize("algorithm", [PDO, FPO, TRPO])
 def test_arguments_of_constraints_are_refused_where_there_are_none(algorithm, argument):
     with pytest.raises(ValueError, match=f"{algorithm.__name__} has no constraints for {next(iter(argument))}"):

@@ -159,10 +159,11 @@ def test_no_finished_episode_adds_the_critic_s_value_of_what_is_to_come(monkeypa
 # -- Cost advantages
 
 
-@pytest.mark.parametrize("cost_gamma", [1.0, 0.9])
-def test_cost_advantages_by_hand_with_a_time_limit_a_termination_and_a_cut(cost_gamma, monkeypatch):
+@pytest.mark.parametrize(("cost_gamma", "cost_gae_gamma"), [(1.0, None), (0.9, None), (1.0, 0.8), (0.9, 0.8)])
+def test_cost_advantages_by_hand_with_a_time_limit_a_termination_and_a_cut(cost_gamma, cost_gae_gamma, monkeypatch):
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2, 3)), 2)
-    model = make_model(env, n_steps=7, cost_gamma=cost_gamma, cost_gae_lambda=0.5)
+    model = make_model(env, n_steps=7, cost_gamma=cost_gamma, cost_gae_lambda=0.5, cost_gae_gamma=cost_gae_gamma)
+    gamma = cost_gae_gamma or cost_gamma
     value = lambda steps, episode, rank: 10.0 * steps + 3 * episode + 50 * rank  # noqa: E731
     monkeypatch.setattr(model.policy, "predict_cost_values", lambda obs: value(obs[:, 0], obs[:, 1], obs[:, 2])[:, None])
     rollouts = Rollouts()
@@ -181,9 +182,13 @@ def test_cost_advantages_by_hand_with_a_time_limit_a_termination_and_a_cut(cost_
             elif ends[t]:
                 after = 0.0
             later = 0.0 if ends[t] else later
-            later = scripted_cost(rank, t) + cost_gamma * after - here + cost_gamma * 0.5 * later
+            later = scripted_cost(rank, t) + gamma * after - here + gamma * 0.5 * later
             expected[t] = later
         np.testing.assert_allclose(rollouts.advantages[0][:, rank, 0], expected, rtol=1e-5)
+    # The discount of the advantages is not that of J
+    episodes = ((rank, steps) for rank in range(2) for steps in ([0, 1], [2, 3, 4], [5, 6]))
+    sums = [sum(cost_gamma**k * scripted_cost(rank, t) for k, t in enumerate(steps)) for rank, steps in episodes]
+    np.testing.assert_allclose(rollouts.estimates[0].mean, np.mean(sums), rtol=1e-6)
 
 
 @pytest.mark.parametrize("cost_gamma", [1.0, 0.9])
