@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
 # A run is saved after so many steps
 PART = 1_000_000
 # The hyperparameters of SafeAntCircle-v0 in the zoo
-HELD: dict[str, Any] = {"n_cost_rollouts": 5, "cost_margin_lr": 0.3}
+HELD: dict[str, Any] = {"n_cost_rollouts": 5, "cost_gae_gamma": 0.99, "cost_margin_lr": 0.2}
 
 
 class TDTargets(CostRolloutBuffer):
@@ -63,18 +63,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "held": HELD,
     "plain, TD targets": {"rollout_buffer_class": TDTargets},
-    "held, TD targets": {**HELD, "rollout_buffer_class": TDTargets},
-    "5 rollouts": {"n_cost_rollouts": 5},
-    "margin 0.3": {"cost_margin_lr": 0.3},
-    "held, margin 0.1": {**HELD, "cost_margin_lr": 0.1},
-    "held, 2 rollouts": {**HELD, "n_cost_rollouts": 2},
-    "held, 10 rollouts": {**HELD, "n_cost_rollouts": 10},
-    "held, lambda_C 0.8": {**HELD, "cost_gae_lambda": 0.8},
-    "held, target_kl 0.004": {**HELD, "target_kl": 0.004},
-    "held, z = 1": {**HELD, "cost_confidence": 1.0},
-    "held, shaping": {**HELD, "cost_shaping": "predictor"},
+    "plain, cost_gae_gamma 0.99": {"cost_gae_gamma": 0.99},
+    "plain, 5 rollouts": {"n_cost_rollouts": 5},
+    "plain, margin": {"cost_margin_lr": 0.2},
     "plain, shaping": {"cost_shaping": "predictor"},
     "plain, twice the batch": {"n_envs": 2.0},
+    "held, TD targets": {**HELD, "rollout_buffer_class": TDTargets},
+    "held, cost_gae_gamma 1": {**HELD, "cost_gae_gamma": None},
+    "held, 1 rollout": {**HELD, "n_cost_rollouts": 1},
+    "held, no margin": {**HELD, "cost_margin_lr": 0.0},
+    "held, margin 0.1": {**HELD, "cost_margin_lr": 0.1},
+    "held, lambda_C 0.9": {**HELD, "cost_gae_lambda": 0.9},
+    "held, target_kl 0.005": {**HELD, "target_kl": 0.005},
+    "held, z = 1": {**HELD, "cost_confidence": 1.0},
+    "held, shaping": {**HELD, "cost_shaping": "predictor"},
     "held, twice the batch": {**HELD, "n_envs": 2.0},
 }
 
