@@ -7,9 +7,9 @@ Why a limit is exceeded while the ant learns to run, and what helps: variants of
 
 `prepare` trains the first variant, plain CPO, and leaves a checkpoint. `compare` continues it with every variant, `train`
 begins each from nothing; both print a table and draw return and cost over training, and the realised against the promised
-changes. A finished run is not repeated, a run that was stopped goes on from its last checkpoint. `honesty` takes single
-updates of the first variant from a checkpoint, and compares what the surrogate promises, what it says on independent
-rollouts, and what happens.
+changes (`show`: of the runs that are there). A finished run is not repeated, a run that was stopped goes on from its last
+checkpoint. `honesty` takes single updates of the first variant from a checkpoint, and compares what the surrogate promises,
+what it says on independent rollouts, and what happens.
 """
 
 import argparse
@@ -45,6 +45,8 @@ SETTINGS: dict[str, Any] = {
     "fisher_sub_sampling_factor": 5,
     "policy_kwargs": {"net_arch": [64, 32], "log_std_init": -1.0},
 }
+# Logs of runs by variant and seed
+Logs = dict[tuple[str, int], pd.DataFrame]
 # A run is saved after so many steps
 PART = 1_000_000
 # The hyperparameters of SafeAntCircle-v0 in the zoo
@@ -180,51 +182,65 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def compare(args: argparse.Namespace) -> None:
-    lines = []
     for name in args.variants:
         for seed in args.seeds:
             run(args, name, seed)
-            rows = settled(read(folder_of(args, name, seed)), args.skip)
-            lines.append({"variant": name, "seed": seed, **summarise(rows)})
-            print(pd.DataFrame(lines).round(2).to_string(index=False), flush=True)
+            show(args)
+
+
+def show(args: argparse.Namespace) -> None:
+    """Table and pictures of the runs that are there."""
+    runs = {(name, seed): folder_of(args, name, seed) for name in args.variants for seed in args.seeds}
+    logs = {run: read(folder) for run, folder in runs.items() if any(folder.glob("[0-9]*/progress.csv"))}
+    lines = [
+        {"variant": name, "seed": seed, **summarise(settled(rows, args.skip))}
+        for (name, seed), rows in logs.items()
+        if len(settled(rows, args.skip)) > 2
+    ]
+    print(pd.DataFrame(lines).round(2).to_string(index=False), flush=True)
     pd.DataFrame(lines).round(3).to_csv(args.output / "variants.csv", index=False)
-    draw(args)
-    draw_promises(args)
+    draw(args, logs)
+    draw_promises(args, logs)
 
 
-def draw(args: argparse.Namespace) -> None:
+def draw(args: argparse.Namespace, logs: Logs) -> None:
     """Return and cost over training, means over five updates; one colour per variant, one line per seed."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    runs = {name: [folder_of(args, name, seed) for seed in args.seeds] for name in args.variants}
-    if args.command == "compare":
-        runs = {"common beginning": [args.output / "prepare"], **runs}
-    for color, (name, folders) in enumerate(runs.items()):
-        for index, folder in enumerate(folders):
-            rows = read(folder)
-            for axis, column in zip(axes, ("rollout/ep_rew_mean_rollout", "rollout/ep_cost_mean"), strict=True):
-                smooth = rows[column].rolling(5, min_periods=1).mean()
-                label = name if index == 0 else None
-                axis.plot(rows["time/total_timesteps"] / 1e6, smooth, color=f"C{color % 10}", label=label, linewidth=1.2)
+    if (args.output / "prepare").exists():
+        logs = {("common beginning", 0): read(args.output / "prepare"), **logs}
+    names = list(dict.fromkeys(name for name, _ in logs))
+    labelled = set()
+    for (name, _), rows in logs.items():
+        for axis, column in zip(axes, ("rollout/ep_rew_mean_rollout", "rollout/ep_cost_mean"), strict=True):
+            axis.plot(
+                rows["time/total_timesteps"] / 1e6, rows[column].rolling(5, min_periods=1).mean(),
+                color=f"C{names.index(name) % 10}", label=None if name in labelled else name, linewidth=1.2,
+            )  # fmt: skip
+        labelled.add(name)
     axes[1].axhline(args.cost_limit, color="black", linestyle="--", label="limit")
     for axis, label in zip(axes, ("return of an episode", "cost of an episode"), strict=True):
         axis.set(xlabel="million steps", ylabel=f"{label} (mean over 5 updates)", title=args.task)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
-    axes[1].legend(fontsize="small")
+        axis.legend(fontsize="small")
     figure.savefig(args.output / "variants.png", dpi=110)
     plt.close(figure)
 
 
-def draw_promises(args: argparse.Namespace) -> None:
+def draw_promises(args: argparse.Namespace, logs: Logs) -> None:
     """Realised against promised change of J, one panel per variant, one point per update."""
-    n_rows = int(np.ceil(len(args.variants) / 4))
+    points: dict[str, list[pd.DataFrame]] = {}
+    for (name, _), rows in logs.items():
+        points.setdefault(name, []).append(settled(rows, args.skip))
+    points = {name: parts for name, parts in points.items() if sum(map(len, parts)) > 2}
+    n_columns = min(len(points), 4)
+    n_rows = int(np.ceil(len(points) / max(n_columns, 1)))
+    if not points:
+        return
     figure, axes = plt.subplots(
-        n_rows, min(len(args.variants), 4), figsize=(4 * min(len(args.variants), 4), 3.8 * n_rows), squeeze=False,
-        layout="constrained",
+        n_rows, n_columns, figsize=(4.2 * n_columns, 3.8 * n_rows), squeeze=False, layout="constrained"
     )  # fmt: skip
-    for axis, name in zip(axes.flat, args.variants, strict=False):
-        rows = pd.concat([settled(read(folder_of(args, name, seed)), args.skip) for seed in args.seeds])
-        promised, realised, slope, intercept = fit(rows)
+    for axis, (name, parts) in zip(axes.flat, points.items(), strict=False):
+        promised, realised, slope, intercept = fit(pd.concat(parts))
         axis.scatter(promised, realised, s=8, alpha=0.6)
         ends = np.array([promised.min(), promised.max()])
         axis.plot(ends, ends, color="black", linestyle="--", label="promised = realised")
@@ -232,7 +248,7 @@ def draw_promises(args: argparse.Namespace) -> None:
         axis.set(title=name, xlabel="change of J promised by the surrogate", ylabel="realised at the next rollout")
         axis.legend(fontsize="x-small")
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(args.variants) :]:
+    for axis in axes.flat[len(points) :]:
         axis.remove()
     figure.savefig(args.output / "promises.png", dpi=90)
     plt.close(figure)
@@ -303,7 +319,7 @@ def honesty(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["prepare", "compare", "train", "honesty"])
+    parser.add_argument("command", choices=["prepare", "compare", "train", "show", "honesty"])
     parser.add_argument("--task", default="SafeAntCircle-v0", help="environment id")
     parser.add_argument("--cost-limit", type=float, default=SETTINGS["cost_limit"], help="limit on the cost of an episode")
     parser.add_argument("--n-envs", type=int, default=100, help="copies of the environment; 500 steps each make a batch")
@@ -319,7 +335,7 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
-    {"prepare": prepare, "compare": compare, "train": compare, "honesty": honesty}[args.command](args)
+    {"prepare": prepare, "compare": compare, "train": compare, "show": show, "honesty": honesty}[args.command](args)
 
 
 if __name__ == "__main__":
