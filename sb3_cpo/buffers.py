@@ -66,8 +66,8 @@ class CostRolloutBuffer(RolloutBuffer):
     Costs are stored as the environment emitted them: nothing is bootstrapped into them and they are never normalised.
 
     :param n_costs: Number of cost signals
-    :param cost_gamma: Discount factor of cost values and advantages. With 1, the value of a state is the cost still to come
-        in its episode.
+    :param cost_gamma: Discount factor of cost values and advantages (the algorithm's ``cost_gae_gamma``, where that is set).
+        With 1, the value of a state is the cost still to come in its episode.
     :param cost_gae_lambda: Trade-off of bias and variance for the cost advantages
     """
 

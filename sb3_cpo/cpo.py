@@ -51,7 +51,7 @@ class CPO(ConstrainedOnPolicyAlgorithm):
             cost_advantages * estimate.mean_length,
             rollout_data.cost_returns,
         )
-        self._cost_data = [*self._cost_data, cost_data][-self.n_cost_rollouts :]
+        self._cost_data = [*self._cost_data, cost_data]
         step = self._trust_region_step(rollout_data, params, self._cost_data, constrained_violation)
         self._update_margin(step, violation)
         self._watch(step, violation)
@@ -101,10 +101,11 @@ class CPO(ConstrainedOnPolicyAlgorithm):
         self._record("train/cost_surrogate", step.cost_surrogate_change)
         self._promised_cost_change = step.cost_surrogate_change
         # Proposition 2, with the largest advantage seen for epsilon, and the episode's length for the horizon where
-        # there is no discount
+        # there is no discount. It needs the advantages of the costs that J sums
         gamma = self.cost_gamma
-        horizon = self.cost_estimate.mean_length if gamma == 1 else 1 / (1 - gamma)
-        excess = np.sqrt(2 * self.target_kl) * gamma * largest_advantages * horizon**2
-        self._record("train/worst_case_cost", self.current_cost_limit + excess)
+        if self.rollout_buffer.cost_gamma == gamma:
+            horizon = self.cost_estimate.mean_length if gamma == 1 else 1 / (1 - gamma)
+            excess = np.sqrt(2 * self.target_kl) * gamma * largest_advantages * horizon**2
+            self._record("train/worst_case_cost", self.current_cost_limit + excess)
         if self._n_vanishing:
             self.logger.record("train/n_vanishing_gradients", self._n_vanishing)

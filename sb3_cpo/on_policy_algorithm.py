@@ -261,6 +261,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.safety = None
         self.cost_estimate = self.raw_cost_estimate = self._previous_estimate = None
         self._episode_costs = []
+        self._cost_data = []
 
     @property
     def ep_cost_mean(self) -> np.ndarray:
@@ -320,6 +321,11 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {value}")
+        if self.cost_gae_gamma is not None and self.cost_gae_gamma > self.cost_gamma:
+            raise ValueError(
+                f"cost_gae_gamma must not exceed cost_gamma={self.cost_gamma}, not {self.cost_gae_gamma}: the cost advantages "
+                "would answer for costs that J no longer counts"
+            )
         for name in ("cg_damping", "cost_confidence", "cost_margin_lr"):
             value = getattr(self, name)
             if not (value >= 0 and np.isfinite(value)):
@@ -404,6 +410,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._forget_costs()
         elif self._last_obs is None:
             self._episode_costs = []
+            self._cost_data = []
         assert self.env is not None
         spec = self._env_spec()
         self._max_episode_steps = None if spec is None else spec.max_episode_steps
@@ -534,8 +541,10 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._sum_episode_costs(buffer.buffer_size)
         last_values = self._compute_cost_advantages() if self.has_cost_critic and self.n_costs > 0 else None
         self._previous_estimate = self.cost_estimate
-        self.raw_cost_estimate = self._episode_costs[0].estimate(last_values, self._max_episode_steps)
-        self.cost_estimate = self._episode_costs[-1].estimate(last_values, self._max_episode_steps)
+        # Values with another discount than J's say nothing about what is still to come of J
+        cut_values = last_values if buffer.cost_gamma == self.cost_gamma else None
+        self.raw_cost_estimate = self._episode_costs[0].estimate(cut_values, self._max_episode_steps)
+        self.cost_estimate = self._episode_costs[-1].estimate(cut_values, self._max_episode_steps)
         self.safety = self.safety or SafetyRecord(self.n_costs)
         if self.cost_estimate.n_episodes == 0 and self.n_costs > 0 and not self._has_warned_of_no_episode:
             self._has_warned_of_no_episode = True
@@ -586,7 +595,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def predict_cost_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """
-        The cost still to come in the episode, as the cost critic sees it.
+        The cost still to come in the episode, as the cost critic sees it: discounted by ``cost_gae_gamma`` where that is set.
 
         :param observation: one observation, or (n_envs, ...)
         :return: (n_envs, n_costs)
@@ -621,6 +630,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
             params = self._actor_parameters(rollout_data)
             step = self._update_policy(rollout_data, params)
         value_losses, cost_value_losses = self._update_critics(params)
+        self._cost_data = self._cost_data[max(len(self._cost_data) - self.n_cost_rollouts + 1, 0) :]
         self._n_updates += 1
         self._log(step, value_losses, cost_value_losses)
 
@@ -738,7 +748,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _cost_minibatch(self, rollout_data: CostRolloutBufferSamples) -> tuple[PyTorchObs, th.Tensor]:
         """What the cost critic is fitted to: this minibatch, or as many samples of one of the recent rollouts."""
-        if self.n_cost_rollouts == 1:
+        if self.n_cost_rollouts == 1 or not self._cost_data:
             return rollout_data.observations, rollout_data.cost_returns
         # From the generator that SB3 seeds, and draws its minibatches with
         data = self._cost_data[np.random.randint(len(self._cost_data))]  # noqa: NPY002

@@ -86,7 +86,7 @@ class CostActorCriticPolicy(ActorCriticPolicy):
 
     def predict_cost_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        The cost still to come, for each constraint.
+        The cost still to come, for each constraint, with the discount of the cost advantages.
 
         :param obs: Observation
         :return: (batch_size, n_costs), in units of the costs

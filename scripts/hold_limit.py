@@ -5,15 +5,16 @@ Why a limit is exceeded while the ant learns to run, and what helps: variants of
     python scripts/hold_limit.py compare --steps 2500000 --output results/ant
     python scripts/hold_limit.py train --steps 15000000 --variants plain held --output results/ant15
 
-`prepare` trains the first variant, plain CPO, and leaves a checkpoint. `compare` continues it with every variant, `train`
-begins each from nothing; both print a table and draw return and cost over training, and the realised against the promised
-changes (`show`: of the runs that are there). A finished run is not repeated, a run that was stopped goes on from its last
-checkpoint. `honesty` takes single updates of the first variant from a checkpoint, and compares what the surrogate promises,
-what it says on independent rollouts, and what happens.
+`prepare` trains plain CPO on the task and leaves a checkpoint. `compare` continues it with every variant, `train` begins each
+from nothing; both print a table and draw return and cost over training, and the realised against the promised changes (`show`:
+of the runs that are there). A finished run is not repeated, a run that was stopped goes on after its last part. `honesty`
+takes single updates from where the first variant's run ended, and compares what the surrogate promises, what it says on
+independent rollouts, and what happens.
 """
 
 import argparse
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FailurePredictor, make_vec_env
-from sb3_cpo.buffers import CostRolloutBuffer
+from sb3_cpo.buffers import CostRolloutBuffer, compute_gae
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -47,8 +48,6 @@ SETTINGS: dict[str, Any] = {
 }
 # Logs of runs by variant and seed
 Logs = dict[tuple[str, int], pd.DataFrame]
-# A run is saved after so many steps
-PART = 1_000_000
 # The hyperparameters of SafeAntCircle-v0 in the zoo
 HELD: dict[str, Any] = {"n_cost_rollouts": 5, "cost_gae_gamma": 0.99, "cost_margin_lr": 0.2}
 
@@ -87,65 +86,75 @@ def make_env(task: str, n_envs: int, seed: int) -> VecEnv:
     return make_vec_env(task, n_envs=n_envs, vec_env_cls=BatchVecEnv, vec_env_kwargs={"n_threads": 1}, seed=seed)
 
 
-def prepare(args: argparse.Namespace) -> None:
-    env = VecNormalize(make_env(args.task, args.n_envs, args.seeds[0]), norm_reward=False)
-    variant = VARIANTS[args.variants[0]]
-    model = CPO("MlpPolicy", env, seed=args.seeds[0], **{**SETTINGS, "cost_limit": args.cost_limit, **variant})
-    model.set_logger(configure(str(args.output / "prepare" / "0"), ["csv"]))
-    model.learn(args.steps)
-    model.save(args.output / "checkpoint")
-    env.save(str(args.output / "vecnormalize.pkl"))
+def save(model: CPO, folder: Path) -> None:
+    """Model and observation statistics together: a run that is killed here leaves the ones before."""
+    env = model.get_vec_normalize_env()
+    assert env is not None
+    new, old = folder / "saving", folder / "checkpoint"
+    new.mkdir(parents=True, exist_ok=True)
+    model.save(new / "model")
+    env.save(str(new / "vecnormalize.pkl"))
+    if old.exists():
+        shutil.rmtree(old)
+    new.rename(old)
+
+
+def load(args: argparse.Namespace, folder: Path, n_envs: int, seed: int, **kwargs: Any) -> CPO:
+    checkpoint = folder / "checkpoint"
+    if not checkpoint.exists():
+        checkpoint = folder / "saving"
+    env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), make_env(args.task, n_envs, seed))
+    model = CPO.load(checkpoint / "model", env=env, device="cpu", **kwargs)
+    # `load` has seeded everything as at the beginning of the run
+    model.set_random_seed(1000 * (seed + 1) + model.num_timesteps // 1000)
+    return model
 
 
 def folder_of(args: argparse.Namespace, variant: str, seed: int) -> Path:
     return args.output / f"{variant.replace(' ', '_').replace(',', '')}-{seed}"
 
 
-def load(args: argparse.Namespace, seed: int, n_envs: int, **kwargs: Any) -> CPO:
-    env = VecNormalize.load(str(args.output / "vecnormalize.pkl"), make_env(args.task, n_envs, 1000 + seed))
-    model = CPO.load(args.output / "checkpoint", env=env, **kwargs)
-    model.set_random_seed(seed)
-    return model
-
-
-def begin(args: argparse.Namespace, name: str, seed: int) -> CPO:
-    kwargs = dict(VARIANTS[name])
+def arguments_of(args: argparse.Namespace, name: str) -> tuple[int, dict[str, Any]]:
+    """Number of copies, and the arguments of CPO."""
+    kwargs: dict[str, Any] = {"cost_limit": args.cost_limit, **VARIANTS[name]}
     n_envs = round(args.n_envs * kwargs.pop("n_envs", 1.0))
     if kwargs.get("cost_shaping") == "predictor":
         kwargs["cost_shaping"] = FailurePredictor(horizon=20)
+    return n_envs, kwargs
+
+
+def begin(args: argparse.Namespace, name: str, seed: int) -> CPO:
+    n_envs, kwargs = arguments_of(args, name)
     if args.command == "compare":
-        return load(args, seed, n_envs, **kwargs)
+        return load(args, args.output / "prepare", n_envs, seed, **kwargs)
     env = VecNormalize(make_env(args.task, n_envs, seed), norm_reward=False)
-    return CPO("MlpPolicy", env, seed=seed, **{**SETTINGS, "cost_limit": args.cost_limit, **kwargs})
+    return CPO("MlpPolicy", env, seed=seed, device="cpu", **{**SETTINGS, **kwargs})
 
 
-def resume(args: argparse.Namespace, name: str, seed: int) -> CPO:
-    n_envs = round(args.n_envs * VARIANTS[name].get("n_envs", 1.0))
-    folder = folder_of(args, name, seed)
-    env = VecNormalize.load(str(folder / "vecnormalize.pkl"), make_env(args.task, n_envs, 2000 + seed))
-    return CPO.load(folder / "model", env=env)
-
-
-def run(args: argparse.Namespace, name: str, seed: int) -> None:
+def run(args: argparse.Namespace, name: str, seed: int, folder: Path) -> None:
     """Train one variant in parts, each with its own log: one that was stopped goes on after its last whole part."""
-    folder = folder_of(args, name, seed)
-    model = resume(args, name, seed) if (folder / "model.zip").exists() else begin(args, name, seed)
-    env = model.get_vec_normalize_env()
-    assert env is not None
+    is_begun = (folder / "checkpoint").exists() or (folder / "saving" / "vecnormalize.pkl").exists()
+    model = load(args, folder, arguments_of(args, name)[0], seed) if is_begun else begin(args, name, seed)
     starts = [int(path.name) for path in folder.glob("[0-9]*")]
     end = min(starts, default=model.num_timesteps) + args.steps
     while model.num_timesteps < end:
         model.set_logger(configure(str(folder / str(model.num_timesteps)), ["csv"]))
-        model.learn(min(PART, end - model.num_timesteps), reset_num_timesteps=False)
-        env.save(str(folder / "vecnormalize.pkl"))
-        model.save(folder / "model")
+        model.learn(min(args.part, end - model.num_timesteps), reset_num_timesteps=False)
+        save(model, folder)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    run(args, "plain", args.seeds[0], args.output / "prepare")
+
+
+def logs_in(folder: Path) -> list[Path]:
+    """Of the parts of a run, in their order; a part that has just begun has an empty one."""
+    parts = [path for path in folder.glob("[0-9]*/progress.csv") if path.stat().st_size > 0]
+    return sorted(parts, key=lambda path: int(path.parent.name))
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """The log of all parts; of a part that was stopped, what was logged again later is left out."""
-    parts = sorted(folder.glob("[0-9]*/progress.csv"), key=lambda path: int(path.parent.name))
-    rows = pd.concat([pd.read_csv(part) for part in parts])
-    return rows.drop_duplicates("time/total_timesteps", keep="last").sort_values("time/total_timesteps")
+    return pd.concat([pd.read_csv(part) for part in logs_in(folder)], ignore_index=True)
 
 
 def settled(rows: pd.DataFrame, skip: float) -> pd.DataFrame:
@@ -170,7 +179,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
         "second half": cost.iloc[len(cost) // 2 :].mean(),
         "over 1.25 limit": (cost > 1.25 * limit).mean(),
         # What a policy whose cost is exactly the limit would show
-        "by the error alone": norm.sf(0.25 * limit / error).mean(),
+        "by the error alone": norm.sf(0.25 * limit.mean() / error.mean()),
         "promised": promised.mean(),
         "realised": realised.mean(),
         "slope": slope,
@@ -184,14 +193,14 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
 def compare(args: argparse.Namespace) -> None:
     for name in args.variants:
         for seed in args.seeds:
-            run(args, name, seed)
+            run(args, name, seed, folder_of(args, name, seed))
             show(args)
 
 
 def show(args: argparse.Namespace) -> None:
     """Table and pictures of the runs that are there."""
     runs = {(name, seed): folder_of(args, name, seed) for name in args.variants for seed in args.seeds}
-    logs = {run: read(folder) for run, folder in runs.items() if any(folder.glob("[0-9]*/progress.csv"))}
+    logs = {run: read(folder) for run, folder in runs.items() if logs_in(folder)}
     lines = [
         {"variant": name, "seed": seed, **summarise(settled(rows, args.skip))}
         for (name, seed), rows in logs.items()
@@ -206,15 +215,16 @@ def show(args: argparse.Namespace) -> None:
 def draw(args: argparse.Namespace, logs: Logs) -> None:
     """Return and cost over training, means over five updates; one colour per variant, one line per seed."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    if (args.output / "prepare").exists():
+    if logs_in(args.output / "prepare"):
         logs = {("common beginning", 0): read(args.output / "prepare"), **logs}
     names = list(dict.fromkeys(name for name, _ in logs))
     labelled = set()
+    colors = [plt.get_cmap("tab20")(index) for index in (*range(0, 20, 2), *range(1, 20, 2))]
     for (name, _), rows in logs.items():
         for axis, column in zip(axes, ("rollout/ep_rew_mean_rollout", "rollout/ep_cost_mean"), strict=True):
             axis.plot(
                 rows["time/total_timesteps"] / 1e6, rows[column].rolling(5, min_periods=1).mean(),
-                color=f"C{names.index(name) % 10}", label=None if name in labelled else name, linewidth=1.2,
+                color=colors[names.index(name) % 20], label=None if name in labelled else name, linewidth=1.2,
             )  # fmt: skip
         labelled.add(name)
     axes[1].axhline(args.cost_limit, color="black", linestyle="--", label="limit")
@@ -256,62 +266,57 @@ def draw_promises(args: argparse.Namespace, logs: Logs) -> None:
 
 def honesty(args: argparse.Namespace) -> None:
     """
-    A promise is kept if it holds on episodes that did not shape the step. Their cost advantages are Monte-Carlo, so that an
-    error of the cost critic cannot make both sides agree.
+    A promise is kept if it holds on episodes that did not shape the step. The cost advantages there are Monte-Carlo and
+    undiscounted, so that an error of the cost critic cannot make both sides agree.
     """
-    variant = dict(VARIANTS[args.variants[0]])
-    model = load(args, args.seeds[0], args.n_envs, **variant)
+    name, seed = args.variants[0], args.seeds[0]
+    model = load(args, folder_of(args, name, seed), arguments_of(args, name)[0], seed)
     model._logger = Logger(None, [])
     _, callback = model._setup_learn(10**9)
     callback.on_training_start({}, {})
-    assert model.env is not None
+    policy, margin = copy.deepcopy(model.policy.state_dict()), model.cost_margin
 
-    def rollout() -> Any:
+    def rollout() -> tuple[Any, th.Tensor, float]:
+        """Samples, their Monte-Carlo cost advantages, and J."""
         assert model.env is not None
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-        return next(iter(model.rollout_buffer.get(None)))
-
-    def monte_carlo(data: Any) -> th.Tensor:
-        return data.cost_returns - th.as_tensor(model._cost_values(data.observations), dtype=th.float32)
-
-    def mean_cost() -> float:
-        assert model.cost_estimate is not None
-        return float(model.cost_estimate.mean[0])
+        buffer = model.rollout_buffer
+        model.collect_rollouts(model.env, callback, buffer, model.n_steps)
+        next_values = np.concatenate([buffer.cost_values[1:], buffer.cost_values[-1:]])
+        next_values[buffer.episode_ends] = 0.0
+        advantages = compute_gae(buffer.costs, buffer.cost_values, next_values, buffer.episode_ends, 1.0, 1.0)
+        explained.append(explained_variance(buffer.cost_values.ravel(), (advantages + buffer.cost_values).ravel()))
+        # In the order of the buffer's samples when they are not shuffled
+        flat = th.as_tensor(buffer.swap_and_flatten(advantages), dtype=th.float32)
+        next(iter(buffer.get(None)))
+        estimate = model.cost_estimate
+        assert estimate is not None
+        data = buffer._get_samples(np.arange(len(flat)))
+        return data, (flat - flat.mean(dim=0)) * estimate.mean_length, float(estimate.mean[0])
 
     @th.no_grad()
     def surrogate_change(data: Any, advantages: th.Tensor) -> float:
-        assert model.cost_estimate is not None
         log_prob = model.policy.get_distribution(data.observations).log_prob(data.actions)
-        centred = (advantages - advantages.mean(dim=0)) * model.cost_estimate.mean_length
-        return float((th.exp(log_prob - data.old_log_prob) * centred[:, 0]).mean())
+        return float((th.exp(log_prob - data.old_log_prob) * advantages[:, 0]).mean())
 
-    policy = copy.deepcopy(model.policy.state_dict())
-    rollout()  # episodes that other policies began
-    others, costs, explained = [], [], []
-    for _ in range(args.rollouts):
-        data = rollout()
-        others.append((data, monte_carlo(data)))
-        costs.append(mean_cost())
-        values, to_come = model._cost_values(data.observations)[:, 0], data.cost_returns[:, 0].numpy()
-        explained.append(explained_variance(values, to_come))
-    print(f"J {np.mean(costs):.2f}, variance of the costs to come that the cost critic explains: {np.mean(explained):.3f}")
-    rows: list[tuple[float, float, float]] = []
-    n_to_fill = model.n_cost_rollouts - 1
-    for update in range(args.updates + n_to_fill):
+    explained: list[float] = []
+    rows = []
+    for _ in range(args.updates):
         model.policy.load_state_dict(policy)
+        model.cost_margin, model._cost_data = margin, []
         rollout()  # episodes that other policies began
-        batch = rollout()
-        step = model._update_policy(batch, model._actor_parameters(batch))
-        if update < n_to_fill:
-            continue
-        honest = float(np.mean([surrogate_change(*other) for other in others]))
+        others = [rollout() for _ in range(args.rollouts)]
+        for _ in range(model.n_cost_rollouts):
+            model.policy.load_state_dict(policy)
+            data = rollout()[0]
+            step = model._update_policy(data, model._actor_parameters(data))
+        honest = float(np.mean([surrogate_change(data, advantages) for data, advantages, _ in others]))
+        explained_before = list(explained)
         rollout()
-        after = []
-        for _ in range(args.rollouts):
-            rollout()
-            after.append(mean_cost())
-        rows.append((float(step.cost_surrogate_change[0]), honest, float(np.mean(after) - np.mean(costs))))
+        after = [rollout()[2] for _ in range(args.rollouts)]
+        explained[:] = explained_before
+        rows.append((float(step.cost_surrogate_change[0]), honest, float(np.mean(after) - np.mean([j for *_, j in others]))))
         print("promised {:8.3f}   on independent rollouts {:8.3f}   realised {:8.3f}".format(*rows[-1]), flush=True)
+    print(f"J {np.mean([j for *_, j in others]):.2f}; explained variance of the costs to come: {np.mean(explained):.3f}")
     means, errors = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
     for label, mean, error in zip(("promised", "on independent rollouts", "realised"), means, errors, strict=True):
         print(f"{label}: {mean:.2f} ± {error:.2f}")
@@ -324,6 +329,7 @@ def main() -> None:
     parser.add_argument("--cost-limit", type=float, default=SETTINGS["cost_limit"], help="limit on the cost of an episode")
     parser.add_argument("--n-envs", type=int, default=100, help="copies of the environment; 500 steps each make a batch")
     parser.add_argument("--steps", type=int, default=2_500_000, help="steps to train for")
+    parser.add_argument("--part", type=int, default=1_000_000, help="steps after which a run is saved")
     parser.add_argument("--skip", type=float, default=0, help="steps of training that the table leaves out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the runs")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="what to compare")

@@ -153,6 +153,11 @@ def test_buffer_class_without_costs(algorithm):
         algorithm("MlpPolicy", ScriptedEnv(), cost_limit=5.0, rollout_buffer_class=RolloutBuffer, **KWARGS)
 
 
+def test_advantages_that_look_further_than_the_costs():
+    with pytest.raises(ValueError, match=r"cost_gae_gamma must not exceed cost_gamma=0.9, not 0.95"):
+        CPO("MlpPolicy", ScriptedEnv(), 5.0, cost_gamma=0.9, cost_gae_gamma=0.95, **KWARGS)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

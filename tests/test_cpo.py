@@ -263,23 +263,58 @@ def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
 def test_the_cost_critic_is_fitted_to_the_costs_to_come_in_the_recent_rollouts(n_rollouts, monkeypatch):
     """Two episodes of five steps per rollout; step number t of an environment costs t."""
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(5,), cost=lambda rank, t: float(t)), 2)
-    model = CPO(
-        "MlpPolicy",
-        env,
-        1.0,
-        n_cost_rollouts=n_rollouts,
-        **{**KWARGS, "n_steps": 10, "batch_size": 10, "n_critic_updates": 20},
-    )
+    kwargs = {**KWARGS, "n_steps": 10, "batch_size": 10, "n_critic_updates": 20}
+    model = CPO("MlpPolicy", env, 1.0, n_cost_rollouts=n_rollouts, **kwargs)
     model.learn(3 * 20)
-    minibatches, cost_minibatch = [], model._cost_minibatch
-    monkeypatch.setattr(model, "_cost_minibatch", lambda data: minibatches.append(cost_minibatch(data)) or minibatches[-1])
+    policy, observations, targets = model.policy, [], []
+    predict, standardise = policy.predict_standardised_cost_values, policy.standardise_costs
+
+    def spy_predict(obs):
+        if th.is_grad_enabled():
+            observations.append(obs)
+        return predict(obs)
+
+    monkeypatch.setattr(policy, "predict_standardised_cost_values", spy_predict)
+    monkeypatch.setattr(policy, "standardise_costs", lambda costs: targets.append(costs) or standardise(costs))
     model.learn(20, reset_num_timesteps=False)
-    assert [len(targets) for _, targets in minibatches] == [10] * 40
-    steps, episodes, _ = th.cat([obs for obs, _ in minibatches]).T
+    assert [len(minibatch) for minibatch in targets] == [10] * 40
+    steps, episodes, _ = th.cat(observations).T
     assert episodes.unique().tolist() == list(range(8 - 2 * n_rollouts, 8))
     first = 5 * episodes + steps
     to_come = (5 - steps) * (first + 5 * episodes + 4) / 2
-    th.testing.assert_close(th.cat([targets for _, targets in minibatches])[:, 0], to_come)
+    th.testing.assert_close(th.cat(targets)[:, 0], to_come)
+    # What is kept until the next rollout
+    assert len(model._cost_data) == n_rollouts - 1
+    model.learn(20)
+    assert {int(episode) for data in model._cost_data for episode in data.observations[:, 1]} <= {8, 9, 10}
+
+
+@pytest.mark.parametrize("kind", ["discrete", "multi_discrete", "image", "dict"])
+def test_earlier_rollouts_of_all_kinds(kind):
+    policy = {"image": "CnnPolicy", "dict": "MultiInputPolicy"}.get(kind, "MlpPolicy")
+    extractor = {"image": {"features_dim": 8}, "dict": {"cnn_output_dim": 8}}.get(kind, {})
+    model = CPO(
+        policy, vec_env(lambda rank: RiskyEnv(kind), 2), 1.0, n_steps=8, batch_size=8, device="cpu", seed=0, n_cost_rollouts=3,
+        policy_kwargs={"net_arch": [8], "features_extractor_kwargs": extractor},
+    )  # fmt: skip
+    before = [param.detach().clone() for param in model.policy.parameters()]
+    model.learn(4 * 16)
+    assert all(th.isfinite(param).all() for param in model.policy.parameters())
+    assert any((old != new).any() for old, new in zip(before, model.policy.parameters(), strict=True))
+
+
+def test_earlier_rollouts_with_two_costs_and_after_loading(tmp_path):
+    env = vec_env(lambda rank: ScriptedEnv(rank, n_costs=2), 2)
+    kwargs = {**KWARGS, "n_steps": 16, "batch_size": 16}
+    model = CPO("MlpPolicy", env, [1.0, 2.0], n_cost_rollouts=3, cost_gae_gamma=0.9, **kwargs)
+    model.learn(4 * 32)
+    assert [data.returns.shape for data in model._cost_data] == [(32, 2)] * 2
+    model.save(tmp_path / "model")
+    loaded = CPO.load(tmp_path / "model", env=env)
+    assert loaded.cost_gae_gamma == loaded.rollout_buffer.cost_gamma == 0.9
+    assert loaded.n_cost_rollouts == 3
+    loaded.learn(32, reset_num_timesteps=False)
+    assert len(loaded._cost_data) == 1
 
 
 def test_fisher_matrix_on_fewer_states_still_keeps_the_divergence_of_all(seen):

@@ -45,13 +45,22 @@ def test_reproduce_compares_and_does_not_repeat_what_is_there(tmp_path):
 def test_hold_limit_continues_variants_from_one_checkpoint(tmp_path):
     shared = ("--task", "SafePointCircle-v0", "--n-envs", "4", "--seeds", "0", "--output", "out")
     run("hold_limit.py", "prepare", "--steps", "2000", *shared, folder=tmp_path)
-    run("hold_limit.py", "compare", "--steps", "16000", "--variants", "plain", "5 rollouts", *shared, folder=tmp_path)
+    run("hold_limit.py", "compare", "--steps", "16000", "--variants", "plain", "plain, 5 rollouts", *shared, folder=tmp_path)
     table = pd.read_csv(tmp_path / "out" / "variants.csv")
-    assert table["variant"].tolist() == ["plain", "5 rollouts"]
+    assert table["variant"].tolist() == ["plain", "plain, 5 rollouts"]
     assert table["mean cost"].nunique() == 2
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"variants.png", "promises.png"}
     output = run(
-        "hold_limit.py", "honesty", "--updates", "2", "--rollouts", "1", "--variants", "held", *shared, folder=tmp_path
+        "hold_limit.py",
+        "honesty",
+        "--updates",
+        "2",
+        "--rollouts",
+        "1",
+        "--variants",
+        "plain, 5 rollouts",
+        *shared,
+        folder=tmp_path,
     )
     assert "on independent rollouts:" in output
 
@@ -59,11 +68,13 @@ def test_hold_limit_continues_variants_from_one_checkpoint(tmp_path):
 @pytest.mark.slow
 def test_hold_limit_goes_on_after_the_last_part(tmp_path):
     shared = ("--task", "SafePointCircle-v0", "--n-envs", "4", "--seeds", "0", "--output", "out", "--variants", "held")
-    for steps, starts in (("16000", {"0"}), ("16000", {"0"}), ("32000", {"0", "16000"})):
+    shared += ("--part", "8000")
+    for steps, starts in (("16000", {"0", "8000"}), ("16000", {"0", "8000"}), ("24000", {"0", "8000", "16000"})):
         run("hold_limit.py", "train", "--steps", steps, *shared, folder=tmp_path)
         assert {path.name for path in (tmp_path / "out" / "held-0").glob("[0-9]*")} == starts
     last = pd.read_csv(tmp_path / "out" / "held-0" / "16000" / "progress.csv")
-    assert last["time/total_timesteps"].tolist() == list(range(18000, 34000, 2000))
+    assert last["time/total_timesteps"].tolist() == list(range(18000, 26000, 2000))
+    assert last["train/n_updates"].tolist() == list(range(9, 13))
 
 
 @pytest.mark.slow

@@ -156,6 +156,17 @@ def test_no_finished_episode_adds_the_critic_s_value_of_what_is_to_come(monkeypa
     assert rollouts.estimates[0].n_episodes == 0
 
 
+def test_values_with_another_discount_do_not_enter_the_estimate_where_no_episode_ended(monkeypatch):
+    """Cost 1 per step: 4 steps, and 46 more at the same rate. The critic would say that nothing is to come."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(50,), cost=lambda rank, t: 1.0), 2)
+    env.envs[0].spec = gym.envs.registration.EnvSpec("Scripted-v0", max_episode_steps=50)
+    model = make_model(env, n_steps=4, cost_gae_gamma=0.5)
+    monkeypatch.setattr(model.policy, "predict_cost_values", lambda obs: 0 * obs[:, :1])
+    with pytest.warns(UserWarning, match="no episode ended"):
+        model.learn(2 * 4)
+    np.testing.assert_allclose(model.ep_cost_mean, 50.0)
+
+
 # -- Cost advantages
 
 
