@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch as th
-from scipy.stats import norm
+from scipy.stats import norm, theilslopes
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -162,18 +162,17 @@ def settled(rows: pd.DataFrame, skip: float) -> pd.DataFrame:
     return rows.iloc[5:][rows["time/total_timesteps"].iloc[5:] > skip]
 
 
-def fit(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series, float, float]:
-    """Promised and realised changes of J by the same update; slope and intercept of the latter on the former."""
+def promises(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Promised and realised changes of J by the same update."""
     known = rows[["train/cost_surrogate", "train/realised_cost_change"]].dropna()
-    promised, realised = known["train/cost_surrogate"], known["train/realised_cost_change"]
-    slope, intercept = np.polyfit(promised, realised, 1)
-    return promised, realised, slope, intercept
+    return known["train/cost_surrogate"], known["train/realised_cost_change"]
 
 
 def summarise(rows: pd.DataFrame) -> dict[str, float]:
     """One line of the table."""
     cost, limit, error = rows["rollout/ep_cost_mean"], rows["rollout/cost_limit"], rows["rollout/ep_cost_std_error"]
-    promised, realised, slope, intercept = fit(rows)
+    promised, realised = promises(rows)
+    slope, intercept = np.polyfit(promised, realised, 1)
     return {
         "mean cost": cost.mean(),
         "second half": cost.iloc[len(cost) // 2 :].mean(),
@@ -184,6 +183,8 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
         "realised": realised.mean(),
         "slope": slope,
         "intercept": intercept,
+        # Not moved by single updates that promise more than there is
+        "Theil-Sen slope": theilslopes(realised, promised).slope,
         "SE of J": error.mean(),
         "explained variance": rows["train/cost_explained_variance"].mean(),
         "final return": rows["rollout/ep_rew_mean_rollout"].iloc[-5:].mean(),
@@ -250,11 +251,14 @@ def draw_promises(args: argparse.Namespace, logs: Logs) -> None:
         n_rows, n_columns, figsize=(4.2 * n_columns, 3.8 * n_rows), squeeze=False, layout="constrained"
     )  # fmt: skip
     for axis, (name, parts) in zip(axes.flat, points.items(), strict=False):
-        promised, realised, slope, intercept = fit(pd.concat(parts))
-        axis.scatter(promised, realised, s=8, alpha=0.6)
-        ends = np.array([promised.min(), promised.max()])
+        promised, realised = promises(pd.concat(parts))
+        line = theilslopes(realised, promised)
+        ends = np.percentile(promised, [2, 100])
+        is_shown = promised >= ends[0]
+        axis.scatter(promised[is_shown], realised[is_shown], s=8, alpha=0.6, label=f"{(~is_shown).sum()} points further left")
         axis.plot(ends, ends, color="black", linestyle="--", label="promised = realised")
-        axis.plot(ends, slope * ends + intercept, color="C1", label=f"slope {slope:.2f}, intercept {intercept:+.1f}")
+        label = f"Theil-Sen: slope {line.slope:.2f}, intercept {line.intercept:+.1f}"
+        axis.plot(ends, line.slope * ends + line.intercept, color="C1", label=label)
         axis.set(title=name, xlabel="change of J promised by the surrogate", ylabel="realised at the next rollout")
         axis.legend(fontsize="x-small")
         axis.grid(alpha=0.3)
