@@ -74,7 +74,8 @@ def test_hold_limit_goes_on_after_the_last_part(tmp_path):
         assert {path.name for path in (tmp_path / "out" / "held-0").glob("[0-9]*")} == starts
     last = pd.read_csv(tmp_path / "out" / "held-0" / "16000" / "progress.csv")
     assert last["time/total_timesteps"].tolist() == list(range(18000, 26000, 2000))
-    assert last["train/n_updates"].tolist() == list(range(9, 13))
+    # A row is written before its rollout's update, and shows the update before
+    assert last["train/n_updates"].dropna().tolist() == [9, 10, 11]
 
 
 @pytest.mark.slow
