@@ -34,6 +34,8 @@ from sb3_cpo.trust_region import Surrogates, TrustRegionStep, mean_kl_divergence
 
 # Observations for which values are predicted at once
 PREDICTION_CHUNK = 8192
+# Truncated importance sampling (Ionides, 2008): in rollouts of earlier policies, no single sample decides the surrogate
+MAX_RATIO = 10.0
 
 SelfConstrainedOnPolicyAlgorithm = TypeVar("SelfConstrainedOnPolicyAlgorithm", bound="ConstrainedOnPolicyAlgorithm")
 
@@ -700,7 +702,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _cost_surrogates(self, cost_data: Sequence[CostData], ratio: th.Tensor) -> th.Tensor:
         """
-        (n_costs,), mean over rollouts.
+        (n_costs,), mean over rollouts. Ratios of earlier rollouts are truncated.
 
         :param ratio: (batch_size,) of the last entry, which is this rollout's
         """
@@ -709,7 +711,7 @@ class ConstrainedOnPolicyAlgorithm(OnPolicyAlgorithm):
         ratios = []
         for data in cost_data[:-1]:
             log_prob = self.policy.get_distribution(data.observations).log_prob(data.actions)
-            ratios.append(th.exp(log_prob - data.old_log_prob))
+            ratios.append(th.exp(log_prob - data.old_log_prob).clamp(max=MAX_RATIO))
         return th.stack(
             [
                 (ratio.unsqueeze(1) * data.advantages).mean(dim=0)

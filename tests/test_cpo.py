@@ -259,6 +259,19 @@ def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
         np.testing.assert_allclose(seen[-1]["after"].costs.item(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_ratios_of_earlier_rollouts_are_truncated_and_those_of_this_one_are_not():
+    model = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 4), 2.0, n_cost_rollouts=2, **KWARGS)
+    model.learn(2 * 128)
+    data = model._cost_data[0]
+    ones = data._replace(advantages=th.ones_like(data.advantages))
+    with th.no_grad():
+        log_prob = model.policy.get_distribution(data.observations).log_prob(data.actions)
+        # A ratio of e^5 in every sample of the earlier rollout, of 20 in this one
+        earlier = ones._replace(old_log_prob=log_prob - 5.0)
+        surrogate = model._cost_surrogates([earlier, ones], th.full_like(log_prob, 20.0))
+    np.testing.assert_allclose(surrogate.numpy(), [(10 + 20) / 2], rtol=1e-5)
+
+
 @pytest.mark.parametrize("n_rollouts", [1, 3])
 def test_the_cost_critic_is_fitted_to_the_costs_to_come_in_the_recent_rollouts(n_rollouts, monkeypatch):
     """Two episodes of five steps per rollout; step number t of an environment costs t."""
