@@ -243,10 +243,10 @@ def draw_promises(args: argparse.Namespace, logs: Logs) -> None:
     for (name, _), rows in logs.items():
         points.setdefault(name, []).append(settled(rows, args.skip))
     points = {name: parts for name, parts in points.items() if sum(map(len, parts)) > 2}
-    n_columns = min(len(points), 4)
-    n_rows = int(np.ceil(len(points) / max(n_columns, 1)))
     if not points:
         return
+    n_columns = min(len(points), 4)
+    n_rows = int(np.ceil(len(points) / n_columns))
     figure, axes = plt.subplots(
         n_rows, n_columns, figsize=(4.2 * n_columns, 3.8 * n_rows), squeeze=False, layout="constrained"
     )  # fmt: skip
