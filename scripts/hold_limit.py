@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch as th
-from scipy.stats import norm, theilslopes
+from scipy.stats import linregress, norm, theilslopes
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -72,6 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "held, TD targets": {**HELD, "rollout_buffer_class": TDTargets},
     "held, cost_gae_gamma 1": {**HELD, "cost_gae_gamma": None},
     "held, 1 rollout": {**HELD, "n_cost_rollouts": 1},
+    "held, 10 rollouts": {**HELD, "n_cost_rollouts": 10},
     "held, no margin": {**HELD, "cost_margin_lr": 0.0},
     "held, margin 0.1": {**HELD, "cost_margin_lr": 0.1},
     "held, lambda_C 0.9": {**HELD, "cost_gae_lambda": 0.9},
@@ -168,6 +169,28 @@ def promises(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     return known["train/cost_surrogate"], known["train/realised_cost_change"]
 
 
+def slope_without_noise(rows: pd.DataFrame) -> float:
+    """
+    The slope that the realised changes would have on the promised ones if J were known without error.
+
+    The estimate of J that is too high by its noise e makes the update promise more, and lets the next estimate fall by e: the
+    plain slope counts this fall as a promise that is kept. Here cov(promised, e) is taken out, with Stein's lemma: the
+    variance of e times the slope of the promise on the estimate.
+    """
+    before = pd.DataFrame(
+        {
+            "cost": rows["rollout/ep_cost_mean"].shift(),
+            "error": rows["rollout/ep_cost_std_error"].shift(),
+            "promised": rows["train/cost_surrogate"],
+            "realised": rows["train/realised_cost_change"],
+        }
+    ).dropna()
+    covariances = before[["cost", "promised", "realised"]].cov()
+    response = covariances.loc["promised", "cost"] / covariances.loc["cost", "cost"]
+    kept = covariances.loc["promised", "realised"] + response * (before["error"] ** 2).mean()
+    return kept / covariances.loc["promised", "promised"]
+
+
 def summarise(rows: pd.DataFrame) -> dict[str, float]:
     """One line of the table."""
     cost, limit, error = rows["rollout/ep_cost_mean"], rows["rollout/cost_limit"], rows["rollout/ep_cost_std_error"]
@@ -183,6 +206,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
         "realised": realised.mean(),
         "slope": slope,
         "intercept": intercept,
+        "slope without noise": slope_without_noise(rows),
         # Not moved by single updates that promise more than there is
         "Theil-Sen slope": theilslopes(realised, promised).slope,
         "SE of J": error.mean(),
@@ -303,6 +327,7 @@ def honesty(args: argparse.Namespace) -> None:
         return float((th.exp(log_prob - data.old_log_prob) * advantages[:, 0]).mean())
 
     explained: list[float] = []
+    costs_before: list[float] = []
     rows = []
     for _ in range(args.updates):
         model.policy.load_state_dict(policy)
@@ -318,12 +343,20 @@ def honesty(args: argparse.Namespace) -> None:
         rollout()
         after = [rollout()[2] for _ in range(args.rollouts)]
         explained[:] = explained_before
-        rows.append((float(step.cost_surrogate_change[0]), honest, float(np.mean(after) - np.mean([j for *_, j in others]))))
-        print("promised {:8.3f}   on independent rollouts {:8.3f}   realised {:8.3f}".format(*rows[-1]), flush=True)
-    print(f"J {np.mean([j for *_, j in others]):.2f}; explained variance of the costs to come: {np.mean(explained):.3f}")
+        costs_before += [j for *_, j in others]
+        rows.append((float(step.cost_surrogate_change[0]), honest, float(np.mean(after))))
+        print("promised {:8.3f}   on independent rollouts {:8.3f}   J after {:8.3f}".format(*rows[-1]), flush=True)
+    # Every update began at the same policy: one J before for all of them
+    before = np.mean(costs_before)
+    rows = [(promised, honest, after - before) for promised, honest, after in rows]
+    print(f"J {before:.2f}; explained variance of the costs to come: {np.mean(explained):.3f}")
     means, errors = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
     for label, mean, error in zip(("promised", "on independent rollouts", "realised"), means, errors, strict=True):
         print(f"{label}: {mean:.2f} ± {error:.2f}")
+    if len(rows) > 2:
+        promised, _, realised = np.transpose(rows)
+        line = linregress(promised, realised)
+        print(f"slope of realised on promised: {line.slope:.2f} ± {line.stderr:.2f}, intercept {line.intercept:+.2f}")
 
 
 def main() -> None:
