@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FailurePredictor, make_vec_env
 from sb3_cpo.buffers import CostRolloutBuffer, compute_gae
+from sb3_cpo.trust_region import TrustRegionStep
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -60,6 +61,29 @@ class TDTargets(CostRolloutBuffer):
         self.cost_returns = self.cost_advantages + self.cost_values
 
 
+class SmallStepsCPO(CPO):
+    """Goes the way of one step in four, each with gradients and curvature of its own from the same data."""
+
+    n_small_steps = 4
+
+    def _trust_region_step(self, rollout_data: Any, params: Any, cost_data: Any, violation: np.ndarray) -> TrustRegionStep:
+        target_kl = self.target_kl
+        # The divergence is quadratic in the distance
+        self.target_kl = target_kl / self.n_small_steps**2
+        total = reach = np.zeros(self.n_costs)
+        try:
+            for n_left in range(self.n_small_steps, 0, -1):
+                left = violation + total
+                step = super()._trust_region_step(
+                    rollout_data, params, cost_data, np.where(left > 0, left / n_left, left)
+                )  # fmt: skip
+                total = total + step.cost_surrogate_change
+                reach = reach + step.reachable_cost_change
+        finally:
+            self.target_kl = target_kl
+        return step._replace(cost_surrogate_change=total, reachable_cost_change=reach)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "held": HELD,
@@ -77,6 +101,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "held, margin 0.1": {**HELD, "cost_margin_lr": 0.1},
     "held, lambda_C 0.9": {**HELD, "cost_gae_lambda": 0.9},
     "held, target_kl 0.005": {**HELD, "target_kl": 0.005},
+    "held, 4 small steps": {**HELD, "algorithm": SmallStepsCPO},
     "held, z = 1": {**HELD, "cost_confidence": 1.0},
     "held, shaping": {**HELD, "cost_shaping": "predictor"},
     "held, twice the batch": {**HELD, "n_envs": 2.0},
@@ -105,7 +130,8 @@ def load(args: argparse.Namespace, folder: Path, n_envs: int, seed: int, **kwarg
     if not checkpoint.exists():
         checkpoint = folder / "saving"
     env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), make_env(args.task, n_envs, seed))
-    model = CPO.load(checkpoint / "model", env=env, device="cpu", **kwargs)
+    algorithm = kwargs.pop("algorithm", CPO)
+    model = algorithm.load(checkpoint / "model", env=env, device="cpu", **kwargs)
     # `load` has seeded everything as at the beginning of the run
     model.set_random_seed(1000 * (seed + 1) + model.num_timesteps // 1000)
     return model
@@ -129,13 +155,16 @@ def begin(args: argparse.Namespace, name: str, seed: int) -> CPO:
     if args.command == "compare":
         return load(args, args.output / "prepare", n_envs, seed, **kwargs)
     env = VecNormalize(make_env(args.task, n_envs, seed), norm_reward=False)
-    return CPO("MlpPolicy", env, seed=seed, device="cpu", **{**SETTINGS, **kwargs})
+    algorithm = kwargs.pop("algorithm", CPO)
+    return algorithm("MlpPolicy", env, seed=seed, device="cpu", **{**SETTINGS, **kwargs})
 
 
 def run(args: argparse.Namespace, name: str, seed: int, folder: Path) -> None:
     """Train one variant in parts, each with its own log: one that was stopped goes on after its last whole part."""
     is_begun = (folder / "checkpoint").exists() or (folder / "saving" / "vecnormalize.pkl").exists()
-    model = load(args, folder, arguments_of(args, name)[0], seed) if is_begun else begin(args, name, seed)
+    n_envs, kwargs = arguments_of(args, name)
+    algorithm = kwargs.get("algorithm", CPO)
+    model = load(args, folder, n_envs, seed, algorithm=algorithm) if is_begun else begin(args, name, seed)
     starts = [int(path.name) for path in folder.glob("[0-9]*")]
     end = min(starts, default=model.num_timesteps) + args.steps
     while model.num_timesteps < end:
@@ -298,7 +327,8 @@ def honesty(args: argparse.Namespace) -> None:
     undiscounted, so that an error of the cost critic cannot make both sides agree.
     """
     name, seed = args.variants[0], args.seeds[0]
-    model = load(args, folder_of(args, name, seed), arguments_of(args, name)[0], seed)
+    n_envs, kwargs = arguments_of(args, name)
+    model = load(args, folder_of(args, name, seed), n_envs, seed, algorithm=kwargs.get("algorithm", CPO))
     model._logger = Logger(None, [])
     _, callback = model._setup_learn(10**9)
     callback.on_training_start({}, {})
