@@ -329,6 +329,10 @@ def honesty(args: argparse.Namespace) -> None:
     name, seed = args.variants[0], args.seeds[0]
     n_envs, kwargs = arguments_of(args, name)
     model = load(args, folder_of(args, name, seed), n_envs, seed, algorithm=kwargs.get("algorithm", CPO))
+    # Statistics that move on under a policy that stays would change what it does
+    normalization = model.get_vec_normalize_env()
+    assert normalization is not None
+    normalization.training = False
     model._logger = Logger(None, [])
     _, callback = model._setup_learn(10**9)
     callback.on_training_start({}, {})
