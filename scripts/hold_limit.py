@@ -101,6 +101,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "held, margin 0.1": {**HELD, "cost_margin_lr": 0.1},
     "held, lambda_C 0.9": {**HELD, "cost_gae_lambda": 0.9},
     "held, target_kl 0.005": {**HELD, "target_kl": 0.005},
+    "held, statistics at rest": {**HELD, "normalization_training": False},
     "held, 4 small steps": {**HELD, "algorithm": SmallStepsCPO},
     "held, z = 1": {**HELD, "cost_confidence": 1.0},
     "held, shaping": {**HELD, "cost_shaping": "predictor"},
@@ -125,11 +126,14 @@ def save(model: CPO, folder: Path) -> None:
     new.rename(old)
 
 
-def load(args: argparse.Namespace, folder: Path, n_envs: int, seed: int, **kwargs: Any) -> CPO:
+def load(
+    args: argparse.Namespace, folder: Path, n_envs: int, seed: int, normalization_training: bool = True, **kwargs: Any
+) -> CPO:
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         checkpoint = folder / "saving"
     env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), make_env(args.task, n_envs, seed))
+    env.training = normalization_training
     algorithm = kwargs.pop("algorithm", CPO)
     model = algorithm.load(checkpoint / "model", env=env, device="cpu", **kwargs)
     # `load` has seeded everything as at the beginning of the run
@@ -155,6 +159,7 @@ def begin(args: argparse.Namespace, name: str, seed: int) -> CPO:
     if args.command == "compare":
         return load(args, args.output / "prepare", n_envs, seed, **kwargs)
     env = VecNormalize(make_env(args.task, n_envs, seed), norm_reward=False)
+    env.training = kwargs.pop("normalization_training", True)
     algorithm = kwargs.pop("algorithm", CPO)
     return algorithm("MlpPolicy", env, seed=seed, device="cpu", **{**SETTINGS, **kwargs})
 
@@ -163,8 +168,8 @@ def run(args: argparse.Namespace, name: str, seed: int, folder: Path) -> None:
     """Train one variant in parts, each with its own log: one that was stopped goes on after its last whole part."""
     is_begun = (folder / "checkpoint").exists() or (folder / "saving" / "vecnormalize.pkl").exists()
     n_envs, kwargs = arguments_of(args, name)
-    algorithm = kwargs.get("algorithm", CPO)
-    model = load(args, folder, n_envs, seed, algorithm=algorithm) if is_begun else begin(args, name, seed)
+    kept = {key: kwargs[key] for key in ("algorithm", "normalization_training") if key in kwargs}
+    model = load(args, folder, n_envs, seed, **kept) if is_begun else begin(args, name, seed)
     starts = [int(path.name) for path in folder.glob("[0-9]*")]
     end = min(starts, default=model.num_timesteps) + args.steps
     while model.num_timesteps < end:
@@ -328,11 +333,15 @@ def honesty(args: argparse.Namespace) -> None:
     """
     name, seed = args.variants[0], args.seeds[0]
     n_envs, kwargs = arguments_of(args, name)
-    model = load(args, folder_of(args, name, seed), n_envs, seed, algorithm=kwargs.get("algorithm", CPO))
     # Statistics that move on under a policy that stays would change what it does
-    normalization = model.get_vec_normalize_env()
-    assert normalization is not None
-    normalization.training = False
+    model = load(
+        args,
+        folder_of(args, name, seed),
+        n_envs,
+        seed,
+        normalization_training=False,
+        algorithm=kwargs.get("algorithm", CPO),
+    )
     model._logger = Logger(None, [])
     _, callback = model._setup_learn(10**9)
     callback.on_training_start({}, {})
