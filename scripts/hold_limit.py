@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FailurePredictor, make_vec_env
 from sb3_cpo.buffers import CostRolloutBuffer, compute_gae
-from sb3_cpo.trust_region import TrustRegionStep
+from sb3_cpo.trust_region import TrustRegionStep, mean_kl_divergence
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -68,20 +68,27 @@ class SmallStepsCPO(CPO):
 
     def _trust_region_step(self, rollout_data: Any, params: Any, cost_data: Any, violation: np.ndarray) -> TrustRegionStep:
         target_kl = self.target_kl
+        old = copy.copy(self.policy.get_distribution(rollout_data.observations))
         # The divergence is quadratic in the distance
         self.target_kl = target_kl / self.n_small_steps**2
-        total = reach = np.zeros(self.n_costs)
+        steps: list[TrustRegionStep] = []
+        left = violation
         try:
             for n_left in range(self.n_small_steps, 0, -1):
-                left = violation + total
-                step = super()._trust_region_step(
-                    rollout_data, params, cost_data, np.where(left > 0, left / n_left, left)
-                )  # fmt: skip
-                total = total + step.cost_surrogate_change
-                reach = reach + step.reachable_cost_change
+                asked = np.where(left > 0, left / n_left, left)
+                steps.append(super()._trust_region_step(rollout_data, params, cost_data, asked))
+                left = left + steps[-1].cost_surrogate_change
         finally:
             self.target_kl = target_kl
-        return step._replace(cost_surrogate_change=total, reachable_cost_change=reach)
+        with th.no_grad():
+            kl_div = mean_kl_divergence(old, self.policy.get_distribution(rollout_data.observations))
+        return steps[-1]._replace(
+            surrogates=steps[-1].surrogates._replace(kl_div=kl_div),
+            step_size=float(np.mean([step.step_size for step in steps])),
+            is_feasible=all(step.is_feasible for step in steps),
+            cost_surrogate_change=left - violation,
+            reachable_cost_change=sum((step.reachable_cost_change for step in steps), np.zeros(self.n_costs)),
+        )
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -208,21 +215,26 @@ def slope_without_noise(rows: pd.DataFrame) -> float:
     The slope that the realised changes would have on the promised ones if J were known without error.
 
     The estimate of J that is too high by its noise e makes the update promise more, and lets the next estimate fall by e: the
-    plain slope counts this fall as a promise that is kept. Here cov(promised, e) is taken out, with Stein's lemma: the
-    variance of e times the slope of the promise on the estimate.
+    plain slope counts this fall as a promise that is kept. Here cov(promised, e) is taken out: the variance of e, times how
+    much the promise answers to the estimate at the same margin (Stein's lemma: cov(f(J + e), e) = var(e) E f' for normal e).
     """
-    before = pd.DataFrame(
-        {
-            "cost": rows["rollout/ep_cost_mean"].shift(),
-            "error": rows["rollout/ep_cost_std_error"].shift(),
-            "promised": rows["train/cost_surrogate"],
-            "realised": rows["train/realised_cost_change"],
-        }
-    ).dropna()
-    covariances = before[["cost", "promised", "realised"]].cov()
-    response = covariances.loc["promised", "cost"] / covariances.loc["cost", "cost"]
-    kept = covariances.loc["promised", "realised"] + response * (before["error"] ** 2).mean()
-    return kept / covariances.loc["promised", "promised"]
+    if "rollout/ep_shaped_cost_mean" in rows:
+        return np.nan  # promised and realised are of the shaped cost, whose error is not logged
+    columns = {
+        "promised": rows["train/cost_surrogate"],
+        "realised": rows["train/realised_cost_change"],
+        "error": rows["rollout/ep_cost_std_error"].shift(),
+        "estimate": rows["rollout/ep_cost_mean"].shift(),
+    }
+    if "train/cost_margin" in rows:
+        # A row shows the margin after its update
+        columns["margin"] = rows["train/cost_margin"].shift()
+    known = pd.DataFrame(columns).dropna()
+    known = known - known.mean() * (known.columns != "error")
+    causes = known[[name for name in ("estimate", "margin") if name in known]]
+    answer = np.linalg.lstsq(causes, known["promised"])[0][0]
+    kept = (known["promised"] * known["realised"]).mean() + answer * (known["error"] ** 2).mean()
+    return kept / (known["promised"] ** 2).mean()
 
 
 def summarise(rows: pd.DataFrame) -> dict[str, float]:
@@ -394,6 +406,8 @@ def honesty(args: argparse.Namespace) -> None:
     rows = [(promised, honest, after - before) for promised, honest, after in rows]
     print(f"J {before:.2f}; explained variance of the costs to come: {np.mean(explained):.3f}")
     means, errors = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
+    # The J before is one number for all rows
+    errors[2] = np.hypot(errors[2], np.std(costs_before, ddof=1) / np.sqrt(len(costs_before)))
     for label, mean, error in zip(("promised", "on independent rollouts", "realised"), means, errors, strict=True):
         print(f"{label}: {mean:.2f} ± {error:.2f}")
     if len(rows) > 2:
@@ -419,6 +433,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("results/ant"), help="folder of checkpoint, runs and table")
     args = parser.parse_args()
+    if args.command == "train" and any("normalization_training" in VARIANTS[name] for name in args.variants):
+        parser.error("statistics that rest from the beginning normalise nothing: name other --variants, or use compare")
     th.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
     {"prepare": prepare, "compare": compare, "train": compare, "show": show, "honesty": honesty}[args.command](args)
