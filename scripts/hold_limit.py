@@ -133,15 +133,26 @@ def save(model: CPO, folder: Path) -> None:
     new.rename(old)
 
 
+def checkpoint_in(folder: Path) -> Path | None:
+    """The last one that is whole: `save` writes the statistics last, and may be killed before it renames the folder."""
+    candidates = (folder / "checkpoint", folder / "saving")
+    return next((path for path in candidates if (path / "vecnormalize.pkl").exists()), None)
+
+
 def load(
-    args: argparse.Namespace, folder: Path, n_envs: int, seed: int, normalization_training: bool = True, **kwargs: Any
+    args: argparse.Namespace,
+    folder: Path,
+    n_envs: int,
+    seed: int,
+    algorithm: type[CPO] = CPO,
+    normalization_training: bool = True,
+    **kwargs: Any,
 ) -> CPO:
-    checkpoint = folder / "checkpoint"
-    if not checkpoint.exists():
-        checkpoint = folder / "saving"
+    checkpoint = checkpoint_in(folder)
+    if checkpoint is None:
+        raise FileNotFoundError(f"no checkpoint in {folder}: run prepare or train first")
     env = VecNormalize.load(str(checkpoint / "vecnormalize.pkl"), make_env(args.task, n_envs, seed))
     env.training = normalization_training
-    algorithm = kwargs.pop("algorithm", CPO)
     model = algorithm.load(checkpoint / "model", env=env, device="cpu", **kwargs)
     # `load` has seeded everything as at the beginning of the run
     model.set_random_seed(1000 * (seed + 1) + model.num_timesteps // 1000)
@@ -166,17 +177,15 @@ def begin(args: argparse.Namespace, name: str, seed: int) -> CPO:
     if args.command == "compare":
         return load(args, args.output / "prepare", n_envs, seed, **kwargs)
     env = VecNormalize(make_env(args.task, n_envs, seed), norm_reward=False)
-    env.training = kwargs.pop("normalization_training", True)
     algorithm = kwargs.pop("algorithm", CPO)
     return algorithm("MlpPolicy", env, seed=seed, device="cpu", **{**SETTINGS, **kwargs})
 
 
 def run(args: argparse.Namespace, name: str, seed: int, folder: Path) -> None:
     """Train one variant in parts, each with its own log: one that was stopped goes on after its last whole part."""
-    is_begun = (folder / "checkpoint").exists() or (folder / "saving" / "vecnormalize.pkl").exists()
     n_envs, kwargs = arguments_of(args, name)
     kept = {key: kwargs[key] for key in ("algorithm", "normalization_training") if key in kwargs}
-    model = load(args, folder, n_envs, seed, **kept) if is_begun else begin(args, name, seed)
+    model = load(args, folder, n_envs, seed, **kept) if checkpoint_in(folder) else begin(args, name, seed)
     starts = [int(path.name) for path in folder.glob("[0-9]*")]
     end = min(starts, default=model.num_timesteps) + args.steps
     while model.num_timesteps < end:
@@ -230,11 +239,11 @@ def slope_without_noise(rows: pd.DataFrame) -> float:
         # A row shows the margin after its update
         columns["margin"] = rows["train/cost_margin"].shift()
     known = pd.DataFrame(columns).dropna()
-    known = known - known.mean() * (known.columns != "error")
-    causes = known[[name for name in ("estimate", "margin") if name in known]]
-    answer = np.linalg.lstsq(causes, known["promised"])[0][0]
-    kept = (known["promised"] * known["realised"]).mean() + answer * (known["error"] ** 2).mean()
-    return kept / (known["promised"] ** 2).mean()
+    noise_variance = (known.pop("error") ** 2).mean()
+    known -= known.mean()
+    promised, realised = known.pop("promised"), known.pop("realised")
+    answer = np.linalg.lstsq(known, promised)[0][0]
+    return ((promised * realised).mean() + answer * noise_variance) / (promised**2).mean()
 
 
 def summarise(rows: pd.DataFrame) -> dict[str, float]:
@@ -346,14 +355,7 @@ def honesty(args: argparse.Namespace) -> None:
     name, seed = args.variants[0], args.seeds[0]
     n_envs, kwargs = arguments_of(args, name)
     # Statistics that move on under a policy that stays would change what it does
-    model = load(
-        args,
-        folder_of(args, name, seed),
-        n_envs,
-        seed,
-        normalization_training=False,
-        algorithm=kwargs.get("algorithm", CPO),
-    )
+    model = load(args, folder_of(args, name, seed), n_envs, seed, kwargs.get("algorithm", CPO), normalization_training=False)
     model._logger = Logger(None, [])
     _, callback = model._setup_learn(10**9)
     callback.on_training_start({}, {})
@@ -394,10 +396,9 @@ def honesty(args: argparse.Namespace) -> None:
             data = rollout()[0]
             step = model._update_policy(data, model._actor_parameters(data))
         honest = float(np.mean([surrogate_change(data, advantages) for data, advantages, _ in others]))
-        explained_before = list(explained)
         rollout()
         after = [rollout()[2] for _ in range(args.rollouts)]
-        explained[:] = explained_before
+        del explained[-args.rollouts - 1 :]  # of the policy after the update
         costs_before += [j for *_, j in others]
         rows.append((float(step.cost_surrogate_change[0]), honest, float(np.mean(after))))
         print("promised {:8.3f}   on independent rollouts {:8.3f}   J after {:8.3f}".format(*rows[-1]), flush=True)
