@@ -5,7 +5,6 @@ from sb3_cpo.callbacks import (
     CostEvalCallback,
     CostProgressBarCallback,
     StopTrainingOnViolation,
-    VideoRecorderCallback,
 )
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cpo import CPO
@@ -14,6 +13,7 @@ from sb3_cpo.fpo import FPO
 from sb3_cpo.monitor import CostMonitor, make_vec_env
 from sb3_cpo.pdo import PDO
 from sb3_cpo.trpo import TRPO
+from sb3_cpo.videos import VideoRecorderCallback
 
 __version__ = "0.1.0"
 

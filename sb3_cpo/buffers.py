@@ -1,7 +1,7 @@
 """Rollout buffers that also hold costs, and generalised advantage estimation for any number of signals."""
 
 from collections.abc import Callable, Generator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -22,6 +22,17 @@ class CostRolloutBufferSamples(NamedTuple):
     returns: th.Tensor
     cost_advantages: th.Tensor
     cost_returns: th.Tensor
+    cost_discounts: th.Tensor
+    """(batch_size, 1) ``cost_gamma ** t``, t counted in the sample's own episode: what its cost weighs in a discounted J."""
+
+    def thinned(self, factor: int) -> "CostRolloutBufferSamples":
+        """Every ``factor``-th sample."""
+        return CostRolloutBufferSamples(*(slice_observations(data, slice(None, None, factor)) for data in self))
+
+
+def slice_observations(data: Any, index: slice | th.Tensor) -> Any:
+    """Rows of an array or a tensor, or of each in a dictionary."""
+    return {key: value[index] for key, value in data.items()} if isinstance(data, dict) else data[index]
 
 
 def compute_gae(
@@ -63,7 +74,8 @@ class CostRolloutBuffer(RolloutBuffer):
     A rollout buffer with costs beside the rewards.
 
     ``costs``, ``cost_values``, ``cost_advantages`` and ``cost_returns`` have shape (n_steps, n_envs, n_costs).
-    Costs are stored as the environment emitted them: nothing is bootstrapped into them and they are never normalised.
+    Costs are stored as the environment emitted them: nothing is bootstrapped into them, they are never normalised, and what
+    shaping adds to them stands in ``cost_bonus``.
 
     :param n_costs: Number of cost signals
     :param cost_gamma: Discount factor of cost values and advantages (the algorithm's ``cost_gae_gamma``, where that is set).
@@ -77,6 +89,12 @@ class CostRolloutBuffer(RolloutBuffer):
     cost_returns: np.ndarray
     episode_ends: np.ndarray
     """(n_steps, n_envs) whether the step ended its episode, by a termination or a time limit"""
+    cost_discounts: np.ndarray
+    """(n_steps, n_envs, 1) what the step's cost weighs in a discounted J"""
+    cost_bonus: np.ndarray | None
+    """What shaping adds to the costs, shape of the costs; None: there is no shaping"""
+    cut_at_time_limit: list[tuple[int, int, Any]]
+    """(step, environment, last observation) of the episodes that a time limit cut and whose costs are bootstrapped there"""
     on_full: Callable[[], None] | None = None
     """Called when the rollout is full, before returns and advantages are computed."""
 
@@ -103,18 +121,35 @@ class CostRolloutBuffer(RolloutBuffer):
         super().reset()
 
     def set_n_costs(self, n_costs: int) -> None:
-        """Make room for another number of costs; those that are here are lost."""
+        """Make room for another number of costs; those that are here are lost, the ends of episodes are not."""
         self.n_costs = n_costs
+        episode_ends = self.episode_ends
         self._reset_costs()
+        self.episode_ends = episode_ends
 
     def _reset_costs(self) -> None:
         shape = (self.buffer_size, self.n_envs, self.n_costs)
+        self.cost_bonus = None
+        self.cut_at_time_limit = []
         # float64: an episode's cost is a sum over many steps, and tests compare it with the environment's own
         self.costs = np.zeros(shape)
         self.cost_values = np.zeros(shape)
         self.cost_advantages = np.zeros(shape)
         self.cost_returns = np.zeros(shape)
         self.episode_ends = np.zeros(shape[:2], dtype=bool)
+        self.cost_discounts = np.ones((*shape[:2], 1))
+
+    @property
+    def constrained_costs(self) -> np.ndarray:
+        """The costs that the algorithm constrains: with the bonus of shaping, where there is one. Shape of the costs."""
+        return self.costs if self.cost_bonus is None else self.costs + self.cost_bonus
+
+    def flat_observations(self) -> Any:
+        """The observations with steps and environments on one axis."""
+        obs: Any = self.observations
+        if isinstance(obs, dict):
+            return {key: value.reshape(-1, *value.shape[2:]) for key, value in obs.items()}
+        return obs.reshape(-1, *obs.shape[2:])
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         if self.on_full is not None:
@@ -123,7 +158,7 @@ class CostRolloutBuffer(RolloutBuffer):
 
     def compute_cost_returns_and_advantages(self, next_values: np.ndarray) -> None:
         """
-        Cost advantages and the cost critic's targets, from ``costs`` and ``cost_values``.
+        Cost advantages and the cost critic's targets, from ``constrained_costs`` and ``cost_values``.
 
         The targets are the costs still to come, bootstrapped only where the rollout cuts an episode. Targets of TD(lambda),
         which SB3 uses for the reward, would carry an undiscounted cost only 1 / (1 - lambda) steps back per rollout.
@@ -131,15 +166,17 @@ class CostRolloutBuffer(RolloutBuffer):
         :param next_values: (n_steps, n_envs, n_costs), see :func:`compute_gae`
         """
 
+        costs = self.constrained_costs
+
         def advantages(gae_lambda: float) -> np.ndarray:
-            return compute_gae(self.costs, self.cost_values, next_values, self.episode_ends, self.cost_gamma, gae_lambda)
+            return compute_gae(costs, self.cost_values, next_values, self.episode_ends, self.cost_gamma, gae_lambda)
 
         self.cost_advantages = advantages(self.cost_gae_lambda)
         self.cost_returns = advantages(1.0) + self.cost_values
 
     def get(self, batch_size: int | None = None) -> Generator[CostRolloutBufferSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
-            for name in ("costs", "cost_values", "cost_advantages", "cost_returns"):
+            for name in ("costs", "cost_values", "cost_advantages", "cost_returns", "cost_discounts"):
                 self.__dict__[name] = self.swap_and_flatten(self.__dict__[name])
         yield from super().get(batch_size)  # type: ignore[misc]
 
@@ -147,10 +184,14 @@ class CostRolloutBuffer(RolloutBuffer):
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
     ) -> CostRolloutBufferSamples:
         samples = super()._get_samples(batch_inds, env)
+        if isinstance(self.action_space, spaces.Discrete):
+            # As the distribution's `log_prob` takes them
+            samples = samples._replace(actions=samples.actions.long().flatten())
         return CostRolloutBufferSamples(
             *samples,
             cost_advantages=self.to_torch(self.cost_advantages[batch_inds].astype(np.float32)),
             cost_returns=self.to_torch(self.cost_returns[batch_inds].astype(np.float32)),
+            cost_discounts=self.to_torch(self.cost_discounts[batch_inds].astype(np.float32)),
         )
 
 

@@ -1,6 +1,5 @@
-"""SB3's callbacks where costs matter: evaluation, stopping, videos and the progress bar."""
+"""SB3's callbacks where costs matter: evaluation, stopping and the progress bar."""
 
-import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, ProgressBarCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit, record_per_constraint
-from sb3_cpo.evaluation import EpisodeCostRecorder, record_episodes
+from sb3_cpo import log_keys
+from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
+from sb3_cpo.evaluation import EpisodeCostRecorder
 
 
 class CostEvalCallback(EvalCallback):
@@ -70,47 +69,45 @@ class CostEvalCallback(EvalCallback):
         self.evaluations_cost_limits: list[np.ndarray] = []
         self._best_reward_of_any = -np.inf
 
-    def _init_callback(self) -> None:
-        super()._init_callback()
-        own_limits: CostLimits | None = getattr(self.model, "cost_limits", None)
+    @property
+    def cost_limits(self) -> CostLimits:
+        """What to judge by: the limits of this callback, else those that the model has at present."""
         if self.cost_limit is not None:
-            self.cost_limits = parse_cost_limit(self.cost_limit)
-        else:
-            self.cost_limits = own_limits or CostLimits.unlimited()
-        self._is_own = self.cost_limit is None and own_limits is not None
+            return parse_cost_limit(self.cost_limit)
+        return getattr(self.model, "cost_limits", CostLimits.unlimited())
 
-    def current_cost_limit(self) -> np.ndarray:
+    def current_cost_limit(self, n_costs: int) -> np.ndarray:
         """The limits to judge by at the present progress of training, (n_costs,)."""
+        if self.cost_limits.is_unlimited:
+            return np.full(n_costs, np.inf)
         # Models that SB3 provides have this attribute too
         return self.cost_limits.at(self.model._current_progress_remaining)
 
     def _new_recorder(self) -> EpisodeCostRecorder:
-        n_costs = self.cost_limits.n_costs if self.cost_limits.is_limited or not self.cost_limits.n_costs else None
         missing_cost = getattr(self.model, "missing_cost", "error")
-        gamma = getattr(self.model, "cost_gamma", 1.0) if self._is_own else 1.0
-        return EpisodeCostRecorder(self.cost_limits.keys, n_costs, missing_cost, gamma)
+        gamma = getattr(self.model, "cost_gamma", 1.0) if self.cost_limit is None else 1.0
+        return EpisodeCostRecorder.for_limits(self.cost_limits, missing_cost, gamma)
 
     def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         super()._log_success_callback(locals_, globals_)
-        if not self._is_own and not self.cost_limits.is_limited and "cost" not in locals_["info"]:
-            # SB3's algorithms in environments without costs
-            return
         n_episodes = len(self._recorder.episodes)
         self._recorder(locals_)
         if len(self._recorder.episodes) > n_episodes:
             # SB3 dumps the log right after the last episode: the values of the last call are those that remain
-            self._judge()
+            self._judge(self._recorder.episode_costs.mean(axis=0))
 
-    def _judge(self) -> None:
-        self.last_mean_cost = self._recorder.episode_costs.mean(axis=0)
-        limit = np.broadcast_to(self.current_cost_limit(), self.last_mean_cost.shape)
-        self.last_violation = self.last_mean_cost - limit
-        record_per_constraint(self.logger, "eval/mean_cost", self.cost_limits.names, self.last_mean_cost)
-        self.logger.record("eval/is_feasible", float((self.last_violation <= 0).all()))
+    def _judge(self, mean_cost: np.ndarray) -> None:
+        self.last_mean_cost = mean_cost
+        self.last_violation = mean_cost - self.current_cost_limit(len(mean_cost))
+        if not len(mean_cost):
+            # An environment without costs
+            return
+        row = log_keys.of_evaluation(self.last_mean_cost, bool((self.last_violation <= 0).all()))
+        log_keys.record(self.logger, row, self.cost_limits.names)
 
     def _rank(self, mean_reward: float, mean_cost: np.ndarray) -> tuple[bool, float]:
         """Of two models, the one with the greater rank is better: feasible ones by reward, others by how far they are off."""
-        limit = np.broadcast_to(self.current_cost_limit(), mean_cost.shape)
+        limit = self.current_cost_limit(len(mean_cost))
         if (mean_cost <= limit).all():
             return True, mean_reward
         # Constraints of different units add up as shares of their limits
@@ -134,7 +131,7 @@ class CostEvalCallback(EvalCallback):
         if self.verbose >= 1 and len(self.last_mean_cost):
             std = self._recorder.episode_costs.std(axis=0)
             text = ", ".join(f"{mean:.2f} +/- {spread:.2f}" for mean, spread in zip(self.last_mean_cost, std, strict=True))
-            limit = ", ".join(f"{value:g}" for value in self.current_cost_limit()) if self.cost_limits.is_limited else "none"
+            limit = ", ".join(f"{value:g}" for value in self.current_cost_limit(0)) if self.cost_limits.is_limited else "none"
             print(f"Episode cost: {text} (limit {limit})")
 
         is_first = self._best_reward_of_any == -np.inf
@@ -165,7 +162,7 @@ class CostEvalCallback(EvalCallback):
         if self.log_path is None or not len(self.last_mean_cost):
             return
         self.evaluations_costs.append(self._recorder.episode_costs)
-        self.evaluations_cost_limits.append(np.broadcast_to(self.current_cost_limit(), self.last_mean_cost.shape))
+        self.evaluations_cost_limits.append(self.current_cost_limit(len(self.last_mean_cost)))
         costs = np.array(self.evaluations_costs)
         with np.load(f"{self.log_path}.npz") as saved:
             arrays = dict(saved)
@@ -219,109 +216,6 @@ class StopTrainingOnViolation(BaseCallback):
         return continue_training
 
 
-class VideoRecorderCallback(BaseCallback):
-    """
-    Record a video of the current policy now and then, to disk and to TensorBoard (where it needs ``tensorboard_log``).
-
-    :param eval_env: The environment to record, with ``render_mode="rgb_array"`` (``make_vec_env`` sets it). With several
-        copies, the first one is shown
-    :param record_freq: Record every ``record_freq`` call of the callback
-    :param video_folder: Folder of the videos, ``<name_prefix>-step-<timesteps>.mp4``
-    :param n_episodes: Episodes in one video
-    :param max_frames: The video ends after this number of frames
-    :param deterministic: Whether the policy acts deterministically
-    :param name_prefix: First part of the names of the files
-    :param fps: Frames per second. None: as the environment says
-    :param tensorboard_scale: TensorBoard gets every n-th pixel and frame, as an animated GIF. 0: none
-    :param verbose: Verbosity level: 0 for no output, 1 for the names of the files
-    """
-
-    def __init__(
-        self,
-        eval_env: gym.Env | VecEnv,
-        record_freq: int = 10000,
-        video_folder: str = "videos",
-        n_episodes: int = 1,
-        max_frames: int | None = 1000,
-        deterministic: bool = True,
-        name_prefix: str = "rl-video",
-        fps: float | None = None,
-        tensorboard_scale: int = 2,
-        verbose: int = 0,
-    ):
-        super().__init__(verbose)
-        self.eval_env: VecEnv = eval_env if isinstance(eval_env, VecEnv) else DummyVecEnv([lambda: eval_env])
-        self.record_freq = record_freq
-        self.video_folder = video_folder
-        self.n_episodes = n_episodes
-        self.max_frames = max_frames
-        self.deterministic = deterministic
-        self.name_prefix = name_prefix
-        self.fps = fps
-        self.tensorboard_scale = tensorboard_scale
-
-    def _on_step(self) -> bool:
-        if self.n_calls % self.record_freq != 0:
-            return True
-        if self.model.get_vec_normalize_env() is not None:
-            sync_envs_normalization(self.training_env, self.eval_env)
-        recording = record_episodes(self.model, self.eval_env, self.n_episodes, self.deterministic, self.max_frames)
-        fps = self.fps or render_fps(self.eval_env)
-        path = os.path.join(self.video_folder, f"{self.name_prefix}-step-{self.num_timesteps}.mp4")
-        write_video(recording.frames, path, fps)
-        if self.verbose >= 1:
-            cost = ", ".join(f"{value:.2f}" for value in recording.costs.mean(axis=0))
-            print(f"Video: {path} (reward {np.mean(recording.rewards):.2f}, cost {cost})")
-        if self.tensorboard_scale > 0:
-            self._write_tensorboard(recording.frames[:: self.tensorboard_scale], fps / self.tensorboard_scale)
-        return True
-
-    def _write_tensorboard(self, frames: Sequence[np.ndarray], fps: float) -> None:
-        # torch's add_video, behind SB3's logger.Video, knows moviepy 1 only and silently writes nothing with moviepy 2
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-
-        for output in self.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat) and frames:
-                frames = [frame[:: self.tensorboard_scale, :: self.tensorboard_scale] for frame in frames]
-                height, width, channels = frames[0].shape
-                gif = Summary.Image(
-                    height=height, width=width, colorspace=channels, encoded_image_string=_encode_gif(frames, fps)
-                )
-                summary = Summary(value=[Summary.Value(tag="eval/video", image=gif)])
-                output.writer._get_file_writer().add_summary(summary, self.num_timesteps)
-                output.writer.flush()
-
-
-def render_fps(env: VecEnv) -> float:
-    """Frames per second at which one second of video is one second of the simulation; 30 where the environment is silent."""
-    return float(env.get_attr("metadata", indices=0)[0].get("render_fps") or 30)
-
-
-def write_video(frames: Sequence[np.ndarray], path: str, fps: float) -> None:
-    """
-    Write an mp4.
-
-    :param frames: (height, width, 3) each
-    """
-    try:
-        from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
-    except ImportError as error:
-        raise ImportError("Videos need moviepy: pip install sb3-cpo[video]") from error
-    if not frames:
-        raise ValueError(f"no frames to write to {path}: the episodes ended in their first step")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    ImageSequenceClip(list(frames), fps=fps).write_videofile(path, logger=None)
-
-
-def _encode_gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
-    from PIL import Image
-
-    images = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
-    buffer = io.BytesIO()
-    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
-    return buffer.getvalue()
-
-
 class CostProgressBarCallback(ProgressBarCallback):
     """
     SB3's progress bar, with the mean episode cost of the last rollout against its limit: ``return 91.3, cost 4.8/5``.
@@ -349,7 +243,4 @@ __all__ = [
     "CostEvalCallback",
     "CostProgressBarCallback",
     "StopTrainingOnViolation",
-    "VideoRecorderCallback",
-    "render_fps",
-    "write_video",
 ]

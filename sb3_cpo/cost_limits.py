@@ -1,10 +1,9 @@
-"""What the user constrains: names and limits of the costs, and reading the costs from ``info``."""
+"""What the user constrains: names and limits of the costs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from stable_baselines3.common.logger import Logger
 
 MAX_COSTS = 10
 
@@ -25,11 +24,13 @@ class CostLimits(NamedTuple):
     names: tuple[str, ...]
     """Ends of the log keys, one per constraint; empty for a single unnamed constraint."""
     limits: tuple[Limit, ...]
+    is_unlimited: bool = False
+    """Whether nobody has said what is limited. (``cost_limit=[]`` says that nothing is.)"""
 
     @classmethod
     def unlimited(cls, n_costs: int = 1) -> "CostLimits":
         """``info["cost"]``, to be observed and not to be limited."""
-        return cls(None, _numbers(n_costs), (np.inf,) * n_costs)
+        return cls(None, _numbers(n_costs), (np.inf,) * n_costs, is_unlimited=True)
 
     @property
     def is_limited(self) -> bool:
@@ -80,6 +81,8 @@ def parse_cost_limit(cost_limit: CostLimit) -> CostLimits:
         parsed = CostLimits(None, _numbers(len(limits)), tuple(limits))
     else:
         parsed = CostLimits(None, (), (_as_limit(cost_limit, ""),))
+    if isinstance(cost_limit, Mapping) and not cost_limit:
+        raise ValueError("cost_limit={} names no cost: write {key of info: limit}, or [] for a problem without constraints")
     if parsed.n_costs > MAX_COSTS:
         raise ValueError(f"cost_limit has {parsed.n_costs} entries; at most {MAX_COSTS} constraints are supported")
     if not parsed.is_limited and parsed.n_costs > 0:
@@ -103,82 +106,3 @@ def _as_limit(value: Any, place: str) -> Limit:
         raise ValueError(
             f"cost_limit{place} is {value!r}: expected a number, or a function of the remaining progress that returns one"
         ) from None
-
-
-def short_names(names: Sequence[str], width: int = 9) -> list[str]:
-    """
-    Names for SB3's table, which cuts keys at 36 characters and raises when two become the same text.
-
-    :param names: names of the constraints
-    :param width: longest name that fits behind the longest of our keys
-    :return: the names that fit as they are, the others as their number and their beginning
-    """
-    return [name if len(name) <= width else f"{index}_{name}"[:width] for index, name in enumerate(names)]
-
-
-def record_per_constraint(logger: Logger, key: str, names: Sequence[str], values: np.ndarray) -> None:
-    """
-    Log one number per constraint, as ``key``, or as ``key/name`` where constraints have names.
-
-    SB3's table cuts keys at 36 characters, three of them indentation, and raises when two become the same: there, a long name
-    is abbreviated.
-    """
-    if not names and len(values) == 1:
-        logger.record(key, float(values[0]))
-        return
-    room = 33 - len(key.split("/", 1)[1]) - 1
-    names = names or _numbers(len(values))
-    for name, short, value in zip(names, short_names(names), values, strict=True):
-        if len(name) <= room:
-            logger.record(f"{key}/{name}", float(value))
-        else:
-            logger.record(f"{key}/{name}", float(value), exclude=("stdout", "log"))
-            logger.record(f"{key}/{short}", float(value), exclude=("tensorboard", "csv", "json"))
-
-
-def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:
-    """
-    The costs that an environment emitted in one step.
-
-    :param infos: one per environment
-    :param keys: one key per constraint, or None for ``info["cost"]``
-    :param n_costs: number of constraints
-    :return: (n_envs, n_costs)
-    :raises KeyError: a cost is missing; the argument is (environment, key, keys that its info has)
-    :raises ValueError: a cost is NaN, infinite, no number or of the wrong shape
-    """
-    try:
-        if keys is None:
-            values = [info["cost"] for info in infos]
-        else:
-            values = [[info[key] for key in keys] for info in infos]
-    except KeyError as error:
-        index = next(index for index, info in enumerate(infos) if error.args[0] not in info)
-        raise KeyError(index, error.args[0], sorted(infos[index])) from None
-    try:
-        costs = np.asarray(values, dtype=np.float64).reshape(len(infos), n_costs)
-    except (TypeError, ValueError):
-        _raise_wrong_cost(infos, keys, n_costs)
-    if not np.isfinite(costs).all():
-        _raise_wrong_cost(infos, keys, n_costs)
-    return costs
-
-
-def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> None:
-    expected_shape = () if keys is not None or n_costs == 1 else (n_costs,)
-    for index, info in enumerate(infos):
-        for key in keys or ["cost"]:
-            value = info[key]
-            place = f"info[{key!r}] of environment {index}"
-            try:
-                array = np.asarray(value, dtype=np.float64)
-            except (TypeError, ValueError):
-                raise ValueError(f"{place} is {value!r}: expected a number") from None
-            if array.size != (1 if keys is not None else n_costs):
-                raise ValueError(
-                    f"cost_limit has {n_costs} {'entry' if n_costs == 1 else 'entries'} but {place} has shape {array.shape}: "
-                    f"expected shape {expected_shape}"
-                )
-            if not np.isfinite(array).all():
-                raise ValueError(f"{place} is {value}: costs must be finite")
-    raise ValueError(f"the costs of {len(infos)} environments do not fit in shape ({len(infos)}, {n_costs})")

@@ -12,6 +12,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_cpo.buffers import CostRolloutBuffer, slice_observations
+
 
 def coming_costs(costs: np.ndarray, episode_ends: np.ndarray, horizon: int) -> np.ndarray:
     """
@@ -108,6 +110,22 @@ class FailurePredictor:
         parts = tensors if isinstance(tensors, dict) else {"": tensors}
         spaces_of_parts = _parts(self._observation_space)
         return th.cat([preprocess_obs(parts[key], space).flatten(1) for key, space in spaces_of_parts.items()], dim=1)  # type: ignore[union-attr]
+
+    def shape(self, buffer: CostRolloutBuffer, n_steps: int) -> np.ndarray:
+        """
+        Add the bonus to the costs of the buffer's first steps.
+
+        :return: the bonus, (n_steps, n_envs, n_costs)
+        """
+        obs = slice_observations(buffer.flat_observations(), slice(n_steps * buffer.n_envs))
+        buffer.cost_bonus = np.zeros_like(buffer.costs)
+        buffer.cost_bonus[:n_steps] = self.bonus(obs).reshape(buffer.costs[:n_steps].shape)
+        return buffer.cost_bonus[:n_steps]
+
+    def fit_to(self, buffer: CostRolloutBuffer) -> float:
+        """Fit to the costs of a rollout; return the loss before the last step."""
+        labels = coming_costs(buffer.costs, buffer.episode_ends, self.horizon)
+        return self.fit(buffer.flat_observations(), labels.reshape(-1, buffer.n_costs))
 
     @th.no_grad()
     def bonus(self, obs: Any) -> np.ndarray:

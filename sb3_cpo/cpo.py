@@ -1,111 +1,264 @@
 """Constrained Policy Optimization."""
 
-import warnings
-from collections.abc import Sequence
+from collections import deque
+from typing import Any
 
 import numpy as np
-from torch import nn
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_cpo.buffers import CostRolloutBufferSamples
-from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm, CostData
+from sb3_cpo import log_keys
+from sb3_cpo.buffers import CostRolloutBuffer
+from sb3_cpo.cost_limits import CostLimit
+from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.critics import CriticBatch
+from sb3_cpo.log_keys import Row
+from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region import TrustRegionStep
-
-# A violation this many times what one update can change, for this many updates in a row, is worth a word
-WATCHDOG_FACTOR = 10.0
-WATCHDOG_PATIENCE = 20
+from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
+from sb3_cpo.watchdog import Watchdog
 
 
-class CPO(ConstrainedOnPolicyAlgorithm):
+class CPO(TrustRegionAlgorithm):
     """
-    Constrained Policy Optimization (CPO): maximise the return while the mean cost of an episode keeps a limit.
+    Constrained Policy Optimization (CPO): maximise the return while the mean cost of an episode satisfies a limit.
 
     Paper: https://arxiv.org/abs/1705.10528
 
     Each update solves, for any number of constraints, ``max surrogate return`` subject to ``J - cost_limit + change of the
     surrogate costs <= 0`` and ``KL <= target_kl``. Where the trust region misses the safe set, the update only lowers costs.
 
-    Arguments: see :class:`~sb3_cpo.on_policy_algorithm.ConstrainedOnPolicyAlgorithm`.
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs
+    :param cost_limit: Bound on the cost of an episode, mean over episodes. A number, or a sequence with one entry per
+        constraint, limits ``info["cost"]``; a mapping limits the keys of ``info`` that it names. Each limit can be a function
+        of the current progress remaining (from 1 to 0)
+    :param learning_rate: The learning rate of the critics, it can be a function
+        of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+        (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel).
+        A multiple of the episode length gives the most honest estimates of the episode cost
+    :param batch_size: Minibatch size for the critics
+    :param gamma: Discount factor of the reward
+    :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
+        for computing the Hessian vector product
+    :param cg_damping: damping in the Hessian vector product computation
+    :param line_search_shrinking_factor: step-size reduction factor for the line-search
+        (i.e., ``theta_new = theta + alpha^i * step``)
+    :param line_search_max_iter: maximum number of iteration
+        for the backtracking line-search
+    :param n_critic_updates: number of epochs of critic updates per policy update
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+        instead of action noise exploration (default: False)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Rollout buffer class to use, a subclass of ``CostRolloutBuffer``.
+        If ``None``, it will be automatically selected.
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param normalize_advantage: Whether to standardise the reward advantages. Cost advantages are centred and keep their units
+    :param target_kl: Target Kullback-Leibler divergence between updates, of the joint action distribution
+        (summed over action dimensions; sb3-contrib's TRPO averages over them). Values like 0.01, 0.05.
+    :param sub_sampling_factor: Sub-sample the batch of the policy update to make it faster: every n-th sample
+    :param fisher_sub_sampling_factor: Estimate the Fisher matrix on every n-th state only
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: the verbosity level: 0 no output, 1 info, 2 debug
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param cost_gamma: Discount factor of the costs in J. With 1, ``cost_limit`` bounds the plain sum of an episode's costs
+    :param cost_gae_lambda: Factor for trade-off of bias vs variance for the cost advantages
+    :param cost_gae_gamma: Discount factor of the cost critic and the cost advantages, where it is to differ from
+        ``cost_gamma``, which discounts J. Below 1 it trades bias for variance (Schulman et al., 2016, section 3): an action is
+        held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps
+    :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
+        paper's. With few episodes in a rollout, a step is mostly fitted to their noise and does not lower costs as predicted;
+        earlier rollouts, weighted by importance ratios, lend it theirs
+    :param cost_confidence: z: constrain the mean episode cost plus z standard errors. 0 constrains the mean
+    :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
+        action), so that what every update fails to deliver does not become a lasting excess. 0 is the paper's: no margin
+    :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
+    :param missing_cost: What a step without cost means: "error", or "zero" for environments that only mention costs
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
-    cost_margin: np.ndarray | None = None
-    """(n_costs,) what is added to the violation, see ``cost_margin_lr``; None before the first update."""
-
-    def _update_policy(self, rollout_data: CostRolloutBufferSamples, params: Sequence[nn.Parameter]) -> TrustRegionStep:
-        estimate = self.cost_estimate
-        assert estimate is not None
-        violation = estimate.mean - self.current_cost_limit
-        if self.cost_confidence > 0:
-            # No standard error is known from a single episode, and no margin is added
-            violation = violation + self.cost_confidence * np.nan_to_num(estimate.standard_error)
-        if self.cost_margin is None or self.cost_margin_lr == 0:
-            self.cost_margin = np.zeros(self.n_costs)
-        constrained_violation = violation + self.cost_margin
-        # Centred, but in the units of the costs; the paper's problem compares their surrogate with J - limit
-        cost_advantages = rollout_data.cost_advantages - rollout_data.cost_advantages.mean(dim=0)
-        # J is an expectation over episodes, the batch mean one over steps: without the mean episode length, the constraint
-        # would weigh an episode's violation against one step's change
-        cost_data = CostData(
-            rollout_data.observations,
-            self._actions(rollout_data),
-            rollout_data.old_log_prob,
-            cost_advantages * estimate.mean_length,
-            rollout_data.cost_returns,
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        cost_limit: CostLimit | None = None,
+        *,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 10,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 15,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[CostRolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float = 0.01,
+        sub_sampling_factor: int = 1,
+        fisher_sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        cost_gamma: float = 1.0,
+        cost_gae_lambda: float = 0.95,
+        cost_gae_gamma: float | None = None,
+        n_cost_rollouts: int = 1,
+        cost_confidence: float = 0.0,
+        cost_margin_lr: float = 0.0,
+        cost_shaping: FailurePredictor | None = None,
+        missing_cost: str = "error",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            cost_limit,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            gamma=gamma,
+            cg_max_steps=cg_max_steps,
+            cg_damping=cg_damping,
+            line_search_shrinking_factor=line_search_shrinking_factor,
+            line_search_max_iter=line_search_max_iter,
+            n_critic_updates=n_critic_updates,
+            gae_lambda=gae_lambda,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            normalize_advantage=normalize_advantage,
+            target_kl=target_kl,
+            sub_sampling_factor=sub_sampling_factor,
+            fisher_sub_sampling_factor=fisher_sub_sampling_factor,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            cost_gamma=cost_gamma,
+            cost_gae_lambda=cost_gae_lambda,
+            cost_gae_gamma=cost_gae_gamma,
+            cost_shaping=cost_shaping,
+            missing_cost=missing_cost,
+            _init_setup_model=False,
         )
-        self._cost_data = [*self._cost_data, cost_data]
-        step = self._trust_region_step(rollout_data, params, self._cost_data, constrained_violation)
-        self._update_margin(step, violation)
-        self._watch(step, violation)
-        self._log_constraints(step, violation, abs(cost_advantages).amax(dim=0).cpu().numpy())
-        return step
+        self.n_cost_rollouts = n_cost_rollouts
+        self.cost_confidence = cost_confidence
+        self.cost_margin_lr = cost_margin_lr
 
-    def _update_margin(self, step: TrustRegionStep, violation: np.ndarray) -> None:
-        """
-        Integral action on the violation, by no more than an update can change. It does not grow while no step could satisfy
-        the constraint: a margin that has grown where it could not help would hold the costs down long afterwards.
-        """
-        assert self.cost_margin is not None
-        reach = step.reachable_cost_change
-        change = np.clip(violation, -reach, reach) if step.is_feasible else np.minimum(violation, 0.0)
-        self.cost_margin = np.maximum(self.cost_margin + self.cost_margin_lr * change, 0.0)
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._recent = deque(maxlen=self.n_cost_rollouts)
+
+    def _forget_costs(self) -> None:
+        super()._forget_costs()
+        self._recent: deque[CostBatch] = deque(maxlen=self.n_cost_rollouts)
+        self.margin = CostMargin(self.n_costs)
+        self._watchdog = Watchdog()
+
+    def _forget_episodes(self) -> None:
+        super()._forget_episodes()
+        self._recent = deque(maxlen=self.n_cost_rollouts)
+
+    @property
+    def cost_margin(self) -> np.ndarray:
+        """(n_costs,) what is added to the violation, see ``cost_margin_lr``."""
+        return self.margin.value
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_recent"]
+
+    def _update_policy(self, rollout: Rollout) -> Row:
+        # 1. How much cheaper an episode must become
+        violation = rollout.violation
+        if self.cost_confidence > 0:
+            # No standard error is known from a single episode, and nothing is added
+            violation = violation + self.cost_confidence * np.nan_to_num(rollout.cost.standard_error)
+
+        # 2. How its cost changes with the policy
+        batch = self._cost_batch(rollout)
+        batches = [*self._recent, batch][-self.n_cost_rollouts :]
+
+        # 3. The step
+        if self.cost_margin_lr == 0:
+            self.margin = CostMargin(self.n_costs)
+        step = self._trust_region_step(rollout, batches, violation + self.margin.value)
+
+        # 4. What it teaches
+        self._recent = deque(batches, maxlen=self.n_cost_rollouts)
+        self.margin.update(violation, step, self.cost_margin_lr)
+        self._watch(step, violation)
+        self.ledger.predicted_change = step.predicted_cost_change
+        return self._describe(rollout, step, violation)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
-        """Warn once of what no number of updates will mend."""
-        is_stuck = step.is_vanishing & (violation > 0)
-        if is_stuck.any() and self._n_vanishing == 0:
-            warnings.warn(
-                f"the cost of constraint {int(np.argmax(is_stuck))} is over its limit by {violation[is_stuck][0]:.4g}, but no "
-                "change of the policy near the present one changes it (its advantages are zero): such an update ignores the "
-                "return and only lowers the other costs. If it lasts, no action changes this cost, or exploration is too small"
-            )
-        self._n_vanishing += int(is_stuck.any())
-        is_out_of_reach = violation > WATCHDOG_FACTOR * step.reachable_cost_change
-        self._n_unreachable = self._n_unreachable + 1 if is_out_of_reach.any() else 0
-        if self._n_unreachable == WATCHDOG_PATIENCE:
-            index = int(np.argmax(violation / np.maximum(step.reachable_cost_change, np.finfo(float).tiny)))
-            warnings.warn(
-                f"for {WATCHDOG_PATIENCE} updates, the violation ({violation[index]:.4g} in the last) has been more than "
-                f"{WATCHDOG_FACTOR:g} times what one update can change ({step.reachable_cost_change[index]:.4g}): a limit so "
-                "far away takes many updates in which the return is ignored. Raise target_kl, begin with a higher "
-                "cost_limit and lower it with a schedule, or check its units (it bounds the sum of an episode's costs)"
-            )
+        """Warn of what no number of updates will mend."""
+        self._watchdog.watch(violation, step)
 
-    def _log_constraints(self, step: TrustRegionStep, violation: np.ndarray, largest_advantages: np.ndarray) -> None:
-        assert self.cost_estimate is not None
-        self._record("train/violation", violation)
-        self._record("train/nu", step.nu)
+    def _cost_batch(self, rollout: Rollout) -> CostBatch:
+        """
+        The surrogate cost of an episode, ``mean_length * mean(ratio * discount * advantages)``: J is an expectation over
+        episodes, the batch mean one over steps. Without the mean length, the constraint would weigh an episode's violation
+        against one step's change. Centred, but in the units of the costs: their surrogate is compared with J - limit.
+        """
+        samples = rollout.samples
+        discounts = samples.cost_discounts
+        baseline = (discounts * samples.cost_advantages).sum(dim=0) / discounts.sum(dim=0)
+        advantages = discounts * (samples.cost_advantages - baseline) * rollout.cost.mean_length
+        return CostBatch(samples.observations, samples.actions, samples.old_log_prob, advantages, samples.cost_returns)
+
+    def _fit_critics(self, rollout: Rollout, recent: Any = ()) -> Row:
+        if self.n_cost_rollouts > 1:
+            recent = [CriticBatch(batch.observations, batch.returns) for batch in self._recent]
+        return super()._fit_critics(rollout, recent)
+
+    def _describe(self, rollout: Rollout, step: TrustRegionStep, violation: np.ndarray) -> Row:
+        row = log_keys.of_step(step) | log_keys.of_constraints(step, violation) | self._watchdog.row
         if self.cost_margin_lr > 0:
-            assert self.cost_margin is not None
-            self._record("train/cost_margin", self.cost_margin)
-        self.logger.record("train/is_feasible", float(step.is_feasible))
-        self._record("train/predicted_cost_change", step.step_size * step.predicted_cost_change)
-        self._record("train/cost_surrogate", step.cost_surrogate_change)
-        self._promised_cost_change = step.cost_surrogate_change
-        # Proposition 2, with the largest advantage seen for epsilon, and the episode's length for the horizon where
-        # there is no discount. It needs the advantages of the costs that J sums
-        gamma = self.cost_gamma
-        if self.rollout_buffer.cost_gamma == gamma:
-            horizon = self.cost_estimate.mean_length if gamma == 1 else 1 / (1 - gamma)
-            excess = np.sqrt(2 * self.target_kl) * gamma * largest_advantages * horizon**2
-            self._record("train/worst_case_cost", self.current_cost_limit + excess)
-        if self._n_vanishing:
-            self.logger.record("train/n_vanishing_gradients", self._n_vanishing)
+            row |= log_keys.of_margin(self.margin.value)
+        # Proposition 2 needs the advantages of the costs that J sums
+        if self.rollout_buffer.cost_gamma == self.cost_gamma:
+            advantages = rollout.samples.cost_advantages
+            largest = abs(advantages - advantages.mean(dim=0)).amax(dim=0).cpu().numpy()
+            row |= log_keys.of_worst_case(rollout.limit, largest, self.target_kl, self.cost_gamma, rollout.cost.mean_length)
+        return row
+
+
+class CostMargin:
+    """
+    Integral action on the violation: a margin that is added to it and grows while the limit is exceeded, by no more than an
+    update can change. It does not grow while no step could satisfy the constraint: a margin that has grown where it could not
+    help would hold the costs down long afterwards.
+
+    :param n_costs: number of constraints
+    """
+
+    def __init__(self, n_costs: int):
+        self.value = np.zeros(n_costs)
+
+    def update(self, violation: np.ndarray, step: TrustRegionStep, learning_rate: float) -> None:
+        reach = step.reachable_cost_change
+        change = np.clip(violation, -reach, reach) if step.is_feasible else np.minimum(violation, 0.0)
+        self.value = np.maximum(self.value + learning_rate * change, 0.0)

@@ -1,14 +1,15 @@
 """SB3's ``evaluate_policy``, with the costs of the episodes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common import evaluation, type_aliases
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cpo.cost_limits import CostLimits, read_costs
+from sb3_cpo.cost_limits import CostLimits
+from sb3_cpo.cost_signal import CostSignal, MissingCost
 
 
 class EpisodeCostRecorder:
@@ -19,7 +20,7 @@ class EpisodeCostRecorder:
     SB3 says that it ends.
 
     :param cost_keys: keys of ``info``, one per constraint. None: ``info["cost"]``, a number or an array
-    :param n_costs: number of constraints. None: as many as the first ``info`` has
+    :param n_costs: number of constraints. None: as many as the first ``info`` that mentions a cost has
     :param missing_cost: what a step without cost means: "error" or "zero"
     :param gamma: discount factor of the costs
     """
@@ -31,9 +32,7 @@ class EpisodeCostRecorder:
         missing_cost: str = "error",
         gamma: float = 1.0,
     ):
-        self.cost_keys = None if cost_keys is None else tuple(cost_keys)
-        self.n_costs = n_costs if cost_keys is None else len(cost_keys)
-        self.missing_cost = missing_cost
+        self._signal = CostSignal(cost_keys, n_costs, missing_cost)
         self.gamma = gamma
         self.episodes: list[np.ndarray] = []
         # Of the episodes in progress: costs so far, and what the next cost weighs
@@ -47,39 +46,40 @@ class EpisodeCostRecorder:
         missing_cost = getattr(model, "missing_cost", "error")
         if cost_keys is not None or cost_limits is None:
             return cls(cost_keys, missing_cost=missing_cost)
-        return cls(cost_limits.keys, cost_limits.n_costs if cost_limits.is_limited else None, missing_cost)
+        return cls.for_limits(cost_limits, missing_cost)
+
+    @classmethod
+    def for_limits(cls, cost_limits: CostLimits, missing_cost: str = "error", gamma: float = 1.0) -> "EpisodeCostRecorder":
+        """A recorder of the costs that these limits are of. Where nothing is limited, costs are summed if there are any."""
+        if cost_limits.is_unlimited:
+            return cls(missing_cost="zero", gamma=gamma)
+        return cls(cost_limits.keys, cost_limits.n_costs, missing_cost, gamma)
 
     @property
     def episode_costs(self) -> np.ndarray:
         """(n_episodes, n_costs), in the order of SB3's rewards and lengths."""
-        return np.array(self.episodes).reshape(len(self.episodes), self.n_costs or 0)
+        n_costs = self._signal.n_costs or 0
+        return np.array([_as_costs(costs, n_costs) for costs in self.episodes]).reshape(len(self.episodes), n_costs)
 
     def __call__(self, locals_: Mapping[str, Any], globals_: Mapping[str, Any] | None = None) -> None:
         index, info, done = locals_["i"], locals_["info"], locals_["done"]
+        try:
+            costs = self._signal.read([info])[0]
+        except MissingCost as error:
+            error.place = f"environment {index} of the evaluation"
+            raise
         discount = self._discounts.get(index, 1.0)
-        self._sums[index] = self._sums.get(index, 0.0) + discount * self._read(index, info)
+        self._sums[index] = _as_costs(self._sums.get(index, costs[:0]), len(costs)) + discount * costs
         self._discounts[index] = discount * self.gamma
         # With a Monitor, "done" without "episode" is a life that is lost and not an episode that ends
         if done and (not locals_["is_monitor_wrapped"] or "episode" in info):
             self.episodes.append(self._sums.pop(index))
             del self._discounts[index]
 
-    def _read(self, index: int, info: Mapping[str, Any]) -> np.ndarray:
-        if self.n_costs == 0:
-            return np.zeros(0)
-        if self.missing_cost == "zero":
-            nothing: Any = np.zeros(self.n_costs or 1) if self.cost_keys is None else 0.0
-            info = {**dict.fromkeys(self.cost_keys or ("cost",), nothing), **info}
-        if self.n_costs is None and "cost" in info:
-            self.n_costs = np.size(info["cost"])
-        try:
-            return read_costs([info], self.cost_keys, self.n_costs or 1)[0]
-        except KeyError as error:
-            _, key, found = error.args
-            raise KeyError(
-                f"info has no {key!r} in environment {index} of the evaluation; it has the keys {found}. Name the costs "
-                "with cost_keys, or wrap the environment in safe_envs.CostWrapper"
-            ) from None
+
+def _as_costs(costs: np.ndarray, n_costs: int) -> np.ndarray:
+    """Zeros where no cost had been seen yet."""
+    return costs if len(costs) == n_costs else np.zeros(n_costs)
 
 
 @overload
@@ -159,52 +159,4 @@ def evaluate_policy(
     return float(np.mean(rewards)), float(np.std(rewards)), costs.mean(axis=0), costs.std(axis=0)
 
 
-class Recording(NamedTuple):
-    """Episodes of the first copy of an environment, as they looked and what they paid."""
-
-    frames: list[np.ndarray]
-    """(height, width, 3) each."""
-    rewards: list[float]
-    lengths: list[int]
-    costs: np.ndarray
-    """(n_episodes, n_costs)"""
-
-
-def record_episodes(
-    model: "type_aliases.PolicyPredictor",
-    env: VecEnv,
-    n_episodes: int = 1,
-    deterministic: bool = True,
-    max_frames: int | None = None,
-    cost_keys: Sequence[str] | None = None,
-) -> Recording:
-    """
-    Play episodes and keep what the first copy of the environment looks like after each step.
-
-    :param env: its ``render_mode`` is "rgb_array"
-    :param max_frames: keep no more frames than these
-    """
-    frames: list[np.ndarray] = []
-
-    def grab(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
-        # After the last step of an episode the environment already shows the next one
-        if locals_["i"] == 0 and not locals_["done"] and (max_frames is None or len(frames) < max_frames):
-            frame = env.get_images()[0]
-            if frame is None:
-                raise ValueError(f'the environment cannot be recorded: its render_mode is {env.render_mode}, not "rgb_array"')
-            frames.append(np.asarray(frame))
-
-    rewards, lengths, costs = evaluate_policy(
-        model,
-        env,
-        n_episodes,
-        deterministic,
-        callback=grab,
-        return_episode_rewards=True,
-        warn=False,
-        cost_keys=cost_keys,
-    )
-    return Recording(frames, rewards, lengths, costs)
-
-
-__all__ = ["EpisodeCostRecorder", "Recording", "evaluate_policy", "record_episodes"]
+__all__ = ["EpisodeCostRecorder", "evaluate_policy"]

@@ -7,7 +7,9 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from gymnasium.core import ActType, ObsType
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
@@ -109,6 +111,18 @@ def _is_cost(key: Any, value: Any) -> bool:
     """Not everything whose name begins like a cost's is a number: ``info["cost_name"] = "speed"``."""
     is_named = key == "cost" or (isinstance(key, str) and key.startswith("cost_"))
     return is_named and np.asarray(value).dtype.kind in "biuf"
+
+
+def with_cost_monitor(env: GymEnv, verbose: int = 0) -> GymEnv:
+    """A single environment that has no ``Monitor`` yet in a :class:`CostMonitor`; a ``VecEnv`` as it is."""
+    if isinstance(env, VecEnv):
+        return env
+    env = _patch_env(env)
+    if is_wrapped(env, Monitor):
+        return env
+    if verbose >= 1:
+        print("Wrapping the env with a `CostMonitor` wrapper")
+    return CostMonitor(env)
 
 
 def make_vec_env(

@@ -6,8 +6,9 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN, create_mlp
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDict
 from torch import nn
 
 
@@ -76,6 +77,18 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         self.register_buffer("cost_value_mean", th.zeros(self.n_costs))
         self.register_buffer("cost_value_std", th.ones(self.n_costs))
         self.register_buffer("cost_value_count", th.zeros(()))
+
+    def reset_cost_critic(self) -> None:
+        """Forget what was learned of the costs: the cost critic and its statistics begin anew."""
+        with th.random.fork_rng(devices=[]):
+            fresh = type(self)(**{**self._get_constructor_parameters(), "lr_schedule": lambda _: 1.0})
+        extractor = () if self.share_features_extractor else ("cvf_features_extractor",)
+        names = ("cost_mlp_extractor", "cost_value_net", "cost_value_mean", "cost_value_std", "cost_value_count", *extractor)
+        state = {name: value for name, value in fresh.state_dict().items() if name.startswith(names)}
+        self.load_state_dict(state, strict=False)
+        for name, param in self.named_parameters():
+            if name.startswith(names):
+                self.optimizer.state.pop(param, None)
 
     def extract_cost_features(self, obs: PyTorchObs) -> th.Tensor:
         return super(ActorCriticPolicy, self).extract_features(obs, self.cvf_features_extractor)
@@ -154,6 +167,38 @@ class CostMultiInputActorCriticPolicy(CostActorCriticPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, *args, features_extractor_class=features_extractor_class, **kwargs
         )
+
+
+def parameters_that_fit(
+    load_path_or_dict: str | TensorDict, optimizer: th.optim.Optimizer, device: th.device | str = "auto"
+) -> dict[str, Any]:
+    """
+    Parameters of another model, PPO's for instance, without the state of an optimizer that has other parameters.
+
+    :param load_path_or_dict: a saved model, or what ``get_parameters`` gives
+    :param optimizer: of the policy that takes them
+    """
+    if isinstance(load_path_or_dict, dict):
+        params: dict[str, Any] = dict(load_path_or_dict)
+    else:
+        params = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
+    if "policy.optimizer" in params and not _fits(params["policy.optimizer"], optimizer):
+        del params["policy.optimizer"]
+    return params
+
+
+def _fits(state: dict[str, Any], optimizer: th.optim.Optimizer) -> bool:
+    """Whether the saved state of an optimizer, Adam's moments for instance, has the shapes of the parameters."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    if len(params) != len(indices):
+        return False
+    return all(
+        value.shape == param.shape
+        for index, param in zip(indices, params, strict=True)
+        for value in state["state"].get(index, {}).values()
+        if isinstance(value, th.Tensor) and value.ndim > 0
+    )
 
 
 MlpPolicy = CostActorCriticPolicy

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.distributions import Distribution, kl_divergence
 from torch import nn
 
-from sb3_cpo.dual import is_row_vanishing, recovery_coefficients, solve_dual
+from sb3_cpo.dual import Dual, is_row_vanishing, recovery_coefficients, solve_dual
 
 Parameters = Sequence[nn.Parameter]
+Solver = Callable[[float, np.ndarray, np.ndarray, np.ndarray, float], Dual | None]
 REJECTIONS = ("objective", "kl", "cost", "not_finite")
 
 
@@ -43,10 +43,12 @@ class TrustRegionStep(NamedTuple):
     nu: np.ndarray
     is_feasible: bool
     """False: no point of the trust region satisfies the linearised constraints, and the step only lowers costs."""
-    predicted_cost_change: np.ndarray
+    linear_cost_change: np.ndarray
     """B x of the whole step, before the line search."""
     cost_surrogate_change: np.ndarray
     """L_i(theta) - L_i(theta_k) of the step that was kept."""
+    predicted_cost_change: np.ndarray
+    """What the step that was kept is expected to change J by."""
     objective_change: float
     is_vanishing: np.ndarray
     """Constraints whose gradient is zero: no change of the policy near this one changes their cost."""
@@ -63,13 +65,6 @@ def flat_grad(output: th.Tensor, params: Parameters, create_graph: bool = False,
     return th.cat(
         [th.zeros_like(param).flatten() if grad is None else grad.flatten() for grad, param in zip(grads, params, strict=True)]
     )
-
-
-def mean_kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
-    """Mean over states of KL(old || new) between the *joint* action distributions: summed over action dimensions."""
-    kl_div = kl_divergence(old, new)
-    # Of a Normal and a Bernoulli, torch returns one divergence per action dimension
-    return kl_div.flatten(start_dim=1).sum(dim=1).mean() if kl_div.ndim > 1 else kl_div.mean()
 
 
 def fisher_vector_product(grad_kl: th.Tensor, params: Parameters, vectors: th.Tensor, damping: float) -> th.Tensor:
@@ -138,7 +133,7 @@ def line_search(
     max_iter: int = 15,
 ) -> LineSearch:
     """
-    Move the parameters by the largest of ``step * shrinking_factor**j`` that keeps what the step promised, or not at all.
+    Move the parameters by the largest of ``step * shrinking_factor**j`` that keeps the constraints, or not at all.
 
     A trial is accepted when its KL divergence is at most ``target_kl``, no cost surrogate rises by more than the room below
     its limit (a violated one not at all) and, while no limit is violated, the objective rises.
@@ -180,6 +175,7 @@ def trust_region_step(
     shrinking_factor: float = 0.8,
     line_search_max_iter: int = 15,
     evaluate_kl: Callable[[], th.Tensor] | None = None,
+    solve: Solver = solve_dual,
 ) -> TrustRegionStep:
     """
     Change the parameters by an approximate solution of ``max objective`` subject to ``violation + change of costs <= 0``
@@ -194,6 +190,7 @@ def trust_region_step(
     :param shrinking_factor: of the line search
     :param line_search_max_iter: trials of the line search
     :param evaluate_kl: KL divergence for the Fisher matrix, where it is to be estimated on fewer states
+    :param solve: the step in the span of H^-1 g and H^-1 B, see :func:`~sb3_cpo.dual.solve_dual`; PCPO, for one, has another
     """
     # 1. Gradients of the objective (g) and of the costs (B), and the curvature (H)
     surrogates = evaluate()
@@ -210,7 +207,7 @@ def trust_region_step(
     q, r, S = float(products[0, 0]), products[1:, 0], products[1:, 1:]
 
     # 3. The trust-region problem, in these n_costs + 1 directions
-    dual = solve_dual(q, r, S, violation, target_kl)
+    dual = solve(q, r, S, violation, target_kl)
     if dual is None:
         lam, nu = 0.0, np.zeros(len(violation))
         coefficients = np.concatenate([[0.0], -recovery_coefficients(S, violation, target_kl)])
@@ -229,14 +226,16 @@ def trust_region_step(
         search = line_search(
             params, step, evaluate, old, violation, target_kl, shrinking_factor=shrinking_factor, max_iter=line_search_max_iter
         )
+    cost_surrogate_change = (search.surrogates.costs - old.costs).cpu().numpy().astype(np.float64)
     return TrustRegionStep(
         surrogates=search.surrogates,
         step_size=search.step_size,
         lam=lam,
         nu=nu,
         is_feasible=dual is not None,
-        predicted_cost_change=(gradients[1:] @ step).cpu().numpy().astype(np.float64),
-        cost_surrogate_change=(search.surrogates.costs - old.costs).cpu().numpy().astype(np.float64),
+        linear_cost_change=(gradients[1:] @ step).cpu().numpy().astype(np.float64),
+        cost_surrogate_change=cost_surrogate_change,
+        predicted_cost_change=cost_surrogate_change,
         objective_change=float(search.surrogates.objective - old.objective),
         is_vanishing=is_row_vanishing(S, violation, target_kl),
         reachable_cost_change=np.sqrt(2 * target_kl * np.maximum(np.diagonal(S), 0.0)),

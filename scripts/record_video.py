@@ -17,8 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import sb3_cpo.zoo  # noqa: F401  (makes our algorithms known to rl_zoo3)
 from sb3_cpo import make_vec_env
-from sb3_cpo.callbacks import render_fps, write_video
-from sb3_cpo.evaluation import record_episodes
+from sb3_cpo.videos import record_episodes, render_fps, write_video
 
 DESCRIPTION = """\
 Record a video of a trained agent, and print what its episodes earned and what they cost.

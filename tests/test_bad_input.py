@@ -192,8 +192,8 @@ def test_unsupported_action_space():
         (FPO, {"penalty_coef": np.nan}, "penalty_coef must be finite"),
         (FPO, {"penalty_coef": [1.0, 2.0]}, r"penalty_coef has shape \(2,\) but cost_limit has 1 entries"),
         (PDO, {"penalty_coef": [[1.0]]}, r"penalty_coef has shape \(1, 1\)"),
-        (PDO, {"penalty_lr": 0.0}, "penalty_lr must be positive and finite, not 0"),
-        (PDO, {"penalty_lr": np.nan}, "penalty_lr must be positive and finite, not nan"),
+        (PDO, {"penalty_lr": -0.1}, "penalty_lr must be finite and not negative, not -0.1"),
+        (PDO, {"penalty_lr": np.nan}, "penalty_lr must be finite and not negative, not nan"),
     ],
 )
 def test_penalties(algorithm, kwargs, message):
@@ -206,5 +206,5 @@ def test_penalties(algorithm, kwargs, message):
 )
 @pytest.mark.parametrize("algorithm", [PDO, FPO, TRPO])
 def test_arguments_of_constraints_are_refused_where_there_are_none(algorithm, argument):
-    with pytest.raises(ValueError, match=f"{algorithm.__name__} has no constraints for {next(iter(argument))}"):
+    with pytest.raises(TypeError, match=next(iter(argument))):
         algorithm("MlpPolicy", ScriptedEnv(), **argument)

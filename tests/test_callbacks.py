@@ -22,9 +22,8 @@ from sb3_cpo.callbacks import (
     CostEvalCallback,
     CostProgressBarCallback,
     StopTrainingOnViolation,
-    VideoRecorderCallback,
-    write_video,
 )
+from sb3_cpo.videos import VideoRecorderCallback, write_video
 
 
 class ScriptedEnv(gym.Env):
@@ -207,7 +206,7 @@ def test_own_limits_of_the_callback_replace_those_of_the_model():
     callback = CostEvalCallback(
         Monitor(ScriptedEnv([(9, 4), (1, 1)])), n_eval_episodes=1, eval_freq=1, verbose=0, cost_limit=2.0
     )
-    CPO("MlpPolicy", make_vec_env(lambda: ScriptedEnv([(0, 0)])), n_steps=4, batch_size=4).learn(2, callback=callback)
+    CPO("MlpPolicy", make_vec_env(lambda: ScriptedEnv([(0, 0)])), 25.0, n_steps=4, batch_size=4).learn(2, callback=callback)
     assert callback.best_mean_reward == 1
 
 
@@ -224,7 +223,7 @@ def test_sb3_algorithms_are_judged_by_reward_or_by_the_limit_that_is_given():
 
 
 def test_missing_cost_in_evaluation_is_an_error():
-    model = CPO("MlpPolicy", make_vec_env(lambda: ScriptedEnv([(0, 0)])), n_steps=4, batch_size=4)
+    model = CPO("MlpPolicy", make_vec_env(lambda: ScriptedEnv([(0, 0)])), 25.0, n_steps=4, batch_size=4)
     with pytest.raises(KeyError, match="info has no 'cost'"):
         model.learn(1, callback=CostEvalCallback(Monitor(ScriptedEnv([(1,)], keys=())), eval_freq=1, verbose=0))
 
@@ -296,7 +295,7 @@ def test_video_shows_the_episode_on_disk_and_in_tensorboard(tmp_path, capsys):
 
     env = VecNormalize(make_vec_env(lambda: ScriptedEnv([(0, 0)])))
     eval_env = VecNormalize(make_vec_env(lambda: ScriptedEnv([(3, 2)], length=6)), training=False, norm_reward=False)
-    model = CPO("MlpPolicy", env, n_steps=4, batch_size=4, tensorboard_log=str(tmp_path / "tb"))
+    model = CPO("MlpPolicy", env, 25.0, n_steps=4, batch_size=4, tensorboard_log=str(tmp_path / "tb"))
     video = VideoRecorderCallback(eval_env, record_freq=3, video_folder=str(tmp_path / "videos"), verbose=1)
     model.learn(4, callback=video)
     assert os.listdir(tmp_path / "videos") == ["rl-video-step-3.mp4"]
@@ -353,5 +352,5 @@ def test_progress_bar_shows_cost_against_limit():
 
 def test_sb3s_own_progress_bar_works():
     env = make_vec_env(lambda: ScriptedEnv([(3, 1)]))
-    model = CPO("MlpPolicy", env, n_steps=2, batch_size=2).learn(4, progress_bar=True)
+    model = CPO("MlpPolicy", env, 25.0, n_steps=2, batch_size=2).learn(4, progress_bar=True)
     assert model.num_timesteps == 4

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from sb3_cpo.cost_limits import CostLimits, parse_cost_limit, read_costs, short_names
+from sb3_cpo.cost_limits import CostLimits, parse_cost_limit
+from sb3_cpo.cost_signal import read_costs
+from sb3_cpo.log_keys import short_names
 
 
 @pytest.mark.parametrize(
@@ -82,10 +84,11 @@ def test_read_costs_of_every_form():
 def test_a_missing_cost_names_environment_key_and_the_keys_there_are():
     with pytest.raises(KeyError) as error:
         read_costs([{"cost": 1}, {"b": 1, "a": 2}], None, 1)
-    assert error.value.args == (1, "cost", ["a", "b"])
+    assert (error.value.env_index, error.value.key, error.value.found) == (1, "cost", ["a", "b"])
     with pytest.raises(KeyError) as error:
         read_costs([{"a": 1, "b": 1}, {"a": 1}], ("a", "b"), 2)
-    assert error.value.args == (1, "b", ["a"])
+    assert (error.value.env_index, error.value.key, error.value.found) == (1, "b", ["a"])
+    assert str(error.value).startswith("info has no 'b': environment 1; info has the keys ['a']")
 
 
 @pytest.mark.parametrize(

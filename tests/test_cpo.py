@@ -7,8 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from toy_envs import KnapsackEnv, RiskyEnv, ScriptedEnv, vec_env
 
-from sb3_cpo import CPO, TRPO, on_policy_algorithm
-from sb3_cpo import cpo as cpo_module
+from sb3_cpo import CPO, TRPO, log_keys, trust_region_algorithm, watchdog
 from sb3_cpo.trust_region import trust_region_step
 
 SMALL = {"net_arch": [8]}
@@ -46,7 +45,7 @@ def seen(monkeypatch):
         calls.append({"violation": violation, "before": before, "after": after, "step": step, "gradients": gradients})
         return step
 
-    monkeypatch.setattr(on_policy_algorithm, "trust_region_step", spy)
+    monkeypatch.setattr(trust_region_algorithm, "trust_region_step", spy)
     return calls
 
 
@@ -201,12 +200,12 @@ def test_a_cost_without_gradient_is_warned_of_once_and_counted():
     with pytest.warns(UserWarning, match="over its limit by 1.*no change of the policy") as record:
         model.learn(128)
     assert len(record) == 1
-    assert model._n_vanishing == 1
+    assert model.logger.name_to_value["train/n_vanishing_gradients"] == 1
     assert all(th.isfinite(param).all() for param in model.policy.parameters())
 
 
 def test_watchdog_warns_once_of_a_limit_out_of_reach(monkeypatch):
-    monkeypatch.setattr(cpo_module, "WATCHDOG_PATIENCE", 3)
+    monkeypatch.setattr(watchdog, "PATIENCE", 3)
     env = vec_env(lambda rank: RiskyEnv(), 4)
     model = CPO("MlpPolicy", env, -1e4, **KWARGS)
     with warnings.catch_warnings():
@@ -262,7 +261,7 @@ def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
 def test_ratios_of_earlier_rollouts_are_truncated_and_those_of_this_one_are_not():
     model = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 4), 2.0, n_cost_rollouts=2, **KWARGS)
     model.learn(2 * 128)
-    data = model._cost_data[0]
+    data = model._recent[0]
     ones = data._replace(advantages=th.ones_like(data.advantages))
     with th.no_grad():
         log_prob = model.policy.get_distribution(data.observations).log_prob(data.actions)
@@ -296,10 +295,9 @@ def test_the_cost_critic_is_fitted_to_the_costs_to_come_in_the_recent_rollouts(n
     first = 5 * episodes + steps
     to_come = (5 - steps) * (first + 5 * episodes + 4) / 2
     th.testing.assert_close(th.cat(targets)[:, 0], to_come)
-    # What is kept until the next rollout
-    assert len(model._cost_data) == n_rollouts - 1
+    assert len(model._recent) == n_rollouts
     model.learn(20)
-    assert {int(episode) for data in model._cost_data for episode in data.observations[:, 1]} <= {8, 9, 10}
+    assert {int(episode) for data in model._recent for episode in data.observations[:, 1]} <= {8, 9, 10}
 
 
 @pytest.mark.parametrize("kind", ["discrete", "multi_discrete", "image", "dict"])
@@ -321,13 +319,13 @@ def test_earlier_rollouts_with_two_costs_and_after_loading(tmp_path):
     kwargs = {**KWARGS, "n_steps": 16, "batch_size": 16}
     model = CPO("MlpPolicy", env, [1.0, 2.0], n_cost_rollouts=3, cost_gae_gamma=0.9, **kwargs)
     model.learn(4 * 32)
-    assert [data.returns.shape for data in model._cost_data] == [(32, 2)] * 2
+    assert [data.returns.shape for data in model._recent] == [(32, 2)] * 3
     model.save(tmp_path / "model")
     loaded = CPO.load(tmp_path / "model", env=env)
-    assert loaded.cost_gae_gamma == loaded.rollout_buffer.cost_gamma == 0.9
     assert loaded.n_cost_rollouts == 3
     loaded.learn(32, reset_num_timesteps=False)
-    assert len(loaded._cost_data) == 1
+    assert loaded.cost_gae_gamma == loaded.rollout_buffer.cost_gamma == 0.9
+    assert len(loaded._recent) == 1
 
 
 def test_fisher_matrix_on_fewer_states_still_keeps_the_divergence_of_all(seen):
@@ -368,29 +366,26 @@ def test_margin_shrinks_where_no_step_is_feasible_but_the_limit_is_kept():
     """Else a margin from a higher limit would forbid every step for ever."""
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,), cost=lambda rank, t: 0.0))
     model = CPO("MlpPolicy", env, 0.5, cost_margin_lr=0.1, **KWARGS)
-    model.cost_margin = np.array([0.6])
-    model.learn(128 * 4)
+    model._setup_learn(0)
+    model.margin.value = np.array([0.6])
+    model.learn(128 * 4, reset_num_timesteps=False)
     assert model.cost_margin < 0.5
 
 
 def test_no_margin_is_left_when_a_model_is_loaded_without(tmp_path, seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
     model = CPO("MlpPolicy", env, 1.0, cost_margin_lr=0.5, **KWARGS).learn(256)
-    model.cost_margin = np.array([3.0])
+    model.margin.value = np.array([3.0])
     model.save(tmp_path / "cpo")
-    loaded = CPO.load(tmp_path / "cpo", env=env, cost_margin_lr=0.0).learn(128)
+    loaded = CPO.load(tmp_path / "cpo", env=env, cost_margin_lr=0.0).learn(128, reset_num_timesteps=False)
     np.testing.assert_allclose(seen[-1]["violation"], loaded.ep_cost_mean - 1)
 
 
-def test_worst_case_of_each_constraint_is_made_of_its_own_advantages():
+def test_worst_case_of_each_constraint_is_made_of_its_own_advantages(monkeypatch):
     rows = []
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,), keys=("a", "b"), cost=lambda rank, t: 1e3 * (t % 2)), 2)
     model = CPO("MlpPolicy", env, {"a": 0.0, "b": 0.0}, **{**KWARGS, "cost_gae_lambda": 1.0})
-    model._log_constraints_before = model._log_constraints
-    model._log_constraints = lambda step, violation, largest: (
-        rows.append(largest),
-        model._log_constraints_before(step, violation, largest),
-    )
+    monkeypatch.setattr(log_keys, "of_worst_case", lambda limit, largest, *args: rows.append(largest) or {})
     model.learn(128)
     # Costs of b are twice those of a, and the critic begins near zero
     np.testing.assert_allclose(rows[0][1] / rows[0][0], 2.0, rtol=0.05)

@@ -11,7 +11,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, TRPO, make_vec_env
-from sb3_cpo.evaluation import EpisodeCostRecorder, evaluate_policy, record_episodes
+from sb3_cpo.evaluation import EpisodeCostRecorder, evaluate_policy
+from sb3_cpo.videos import record_episodes
 
 
 class CountingEnv(gym.Env):
@@ -89,7 +90,7 @@ def test_costs_and_rewards_are_of_the_same_episodes(wrapper):
 
 def test_rewards_are_those_of_sb3_and_the_users_callback_is_called():
     env = make_vec_env("SafePointCircle-v0", n_envs=2, seed=3)
-    model = CPO("MlpPolicy", env, n_steps=64, batch_size=64, seed=0)
+    model = CPO("MlpPolicy", env, 25.0, n_steps=64, batch_size=64, seed=0)
     calls = []
     env.seed(5)
     expected = sb3_evaluate_policy(model, env, 4, return_episode_rewards=True)
@@ -140,10 +141,10 @@ def test_costs_behind_vec_normalize_are_raw():
 def test_missing_cost_is_named_or_zero():
     with pytest.raises(KeyError, match=r"info has no 'cost_heat'.*'cost_energy'.*cost_keys"):
         evaluate_policy(Still(), Monitor(CountingEnv()), 1, cost_keys=("cost_heat",))
-    with pytest.raises(KeyError, match="info has no 'cost' in environment 0"):
+    with pytest.raises(KeyError, match="info has no 'cost': environment 0 of the evaluation"):
         evaluate_policy(PPO("MlpPolicy", "Pendulum-v1"), gym.make("Pendulum-v1"), 1, warn=False)
     _, _, mean_cost, _ = evaluate_policy(TRPO("MlpPolicy", "Pendulum-v1"), gym.make("Pendulum-v1"), 1, warn=False)
-    np.testing.assert_array_equal(mean_cost, [0.0])
+    assert mean_cost.shape == (0,)
 
 
 def test_discounted_sum():

@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from toy_envs import RiskyEnv, ScriptedEnv, scripted_cost, scripted_steps, vec_env
 
 from sb3_cpo import CPO, PDO, TRPO
+from sb3_cpo.critics import actor_parameters
 
 SMALL = {"net_arch": [8]}
 
@@ -254,20 +255,20 @@ def test_the_critic_step_changes_no_parameter_of_the_actor(kind, share, monkeypa
         policy, env, 1.0, n_steps=8, batch_size=8, n_critic_updates=2, learning_rate=0.1, device="cpu", seed=0,
         policy_kwargs={"net_arch": [8], "share_features_extractor": share, **kwargs},
     )  # fmt: skip
-    update_critics, seen = model._update_critics, []
+    fit_critics, seen = model._fit_critics, []
 
-    def spy(actor_params):
+    def spy(rollout):
         before = {name: param.detach().clone() for name, param in model.policy.named_parameters()}
         obs = model.policy.obs_to_tensor(np.stack([env.observation_space.sample() for _ in range(20)]))[0]
         actions = model.policy._predict(obs, deterministic=True)
-        losses = update_critics(actor_params)
+        row = fit_critics(rollout)
         changed = {name for name, param in model.policy.named_parameters() if not th.equal(param, before[name])}
         assert th.equal(model.policy._predict(obs, deterministic=True), actions)
         assert model.policy.get_parameter("log_std") is not None
         seen.append(changed)
-        return losses
+        return row
 
-    monkeypatch.setattr(model, "_update_critics", spy)
+    monkeypatch.setattr(model, "_fit_critics", spy)
     model.learn(2 * 8 * 2)
     for changed in seen:
         # What changed belongs to a critic, and both critics changed
@@ -405,7 +406,8 @@ def test_safety_of_training_by_hand():
 def test_mean_reward_of_the_rollout_covers_the_episodes_behind_the_mean_cost():
     model = CPO("MlpPolicy", ScriptedEnv(lengths=(2,)), 5.0, n_steps=4, batch_size=4, device="cpu").learn(8)
     # Rewards t % 7: (1 + 2), (3 + 4) in the first rollout, (5 + 6), (0 + 1) in the last
-    assert model._rollout_rewards == [11, 1]
+    assert model.ledger.returns == [11, 1]
+    assert model.ep_rew_mean == 6
 
 
 def test_two_seeded_runs_are_identical():
@@ -437,7 +439,7 @@ def test_actor_parameters_are_found_whatever_their_names_and_modules():
     model = make_model(env, n_steps=8, policy_kwargs={"net_arch": [4], "features_extractor_class": ValueNamedExtractor})
     model._setup_learn(16)
     model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, 8)
-    params = model._actor_parameters(next(model.rollout_buffer.get()))
+    params = actor_parameters(model.policy, next(model.rollout_buffer.get()))
     names = {name for name, param in model.policy.named_parameters() if any(param is mine for mine in params)}
     assert names == {
         "log_std", "action_net.weight", "action_net.bias",
@@ -451,7 +453,8 @@ def test_actor_parameters_are_found_whatever_their_names_and_modules():
 
 GLOSSARY = (
     "rollout/ep_cost_mean", "rollout/ep_cost_std_error", "rollout/cost_limit", "train/violation", "train/nu",
-    "train/predicted_cost_change", "train/cost_surrogate", "train/realised_cost_change", "train/realised_cost_change_se",
+    "train/predicted_cost_change", "train/linear_cost_change", "train/cost_surrogate",
+    "train/actual_cost_change", "train/actual_cost_change_se",
     "train/worst_case_cost", "train/cost_explained_variance", "safety/cumulative_cost", "safety/cost_rate",
     "safety/violation_rate", "safety/cost_regret", "safety/longest_streak",
 )  # fmt: skip
@@ -503,7 +506,7 @@ def test_with_a_monitor_the_rollout_s_reward_is_logged(tmp_path):
     assert float(rows[1]["rollout/ep_rew_mean"]) == 5.5
 
 
-def test_realised_change_is_that_between_two_rollouts(tmp_path):
+def test_actual_change_is_that_between_two_rollouts(tmp_path):
     import csv
 
     from stable_baselines3.common.logger import configure
@@ -516,10 +519,10 @@ def test_realised_change_is_that_between_two_rollouts(tmp_path):
         rows = list(csv.DictReader(file))
     for index in (1, 2):
         before, after = rollouts.estimates[index - 1], rollouts.estimates[index]
-        np.testing.assert_allclose(float(rows[index]["train/realised_cost_change"]), after.mean - before.mean, rtol=1e-6)
+        np.testing.assert_allclose(float(rows[index]["train/actual_cost_change"]), after.mean - before.mean, rtol=1e-6)
         error = np.sqrt(before.standard_error**2 + after.standard_error**2)
-        np.testing.assert_allclose(float(rows[index]["train/realised_cost_change_se"]), error, rtol=1e-6)
-    assert not rows[0].get("train/realised_cost_change")
+        np.testing.assert_allclose(float(rows[index]["train/actual_cost_change_se"]), error, rtol=1e-6)
+    assert not rows[0].get("train/actual_cost_change")
 
 
 def test_an_interrupted_rollout_loses_no_cost_of_the_episode_in_progress():
@@ -538,7 +541,7 @@ def test_an_interrupted_rollout_loses_no_cost_of_the_episode_in_progress():
     assert model.ep_cost_mean == 11
 
 
-def test_promise_stands_beside_what_came_of_it_although_an_evaluation_wrote_in_between():
+def test_predicted_stands_beside_actual_change_although_an_evaluation_wrote_in_between():
     class Evaluation(BaseCallback):
         def _on_step(self):
             self.logger.dump(self.num_timesteps)
@@ -550,9 +553,9 @@ def test_promise_stands_beside_what_came_of_it_although_an_evaluation_wrote_in_b
     dump = model.logger.dump
     model.logger.dump = lambda step=0: (rows.append(dict(model.logger.name_to_value)), dump(step))
     model.learn(12, callback=Evaluation())
-    rows = [row for row in rows if "train/realised_cost_change" in row]
+    rows = [row for row in rows if "train/actual_cost_change" in row]
     assert len(rows) == 2
-    assert all("train/cost_surrogate" in row for row in rows)
+    assert all("train/predicted_cost_change" in row for row in rows)
 
 
 def test_a_rollout_without_a_finished_episode_is_no_proof_of_a_kept_limit():

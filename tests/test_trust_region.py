@@ -14,10 +14,10 @@ from sb3_cpo.trust_region import (
     fisher_vector_product,
     flat_grad,
     line_search,
-    mean_kl_divergence,
     set_flat_params,
     trust_region_step,
 )
+from sb3_cpo.trust_region_algorithm import mean_kl_divergence
 
 ACTION_SPACES = {
     "gaussian": (spaces.Box(-1, 1, (2,)), {}),
@@ -377,7 +377,7 @@ def test_step_is_the_solution_of_the_true_problem_in_a_small_trust_region(n_cost
         assert step.nu.max() > 0
     np.testing.assert_allclose(step.objective_change, objective, atol=1e-12)
     np.testing.assert_allclose(step.cost_surrogate_change, costs, atol=1e-12)
-    np.testing.assert_allclose(step.predicted_cost_change * step.step_size, costs, atol=0.01 * radius)
+    np.testing.assert_allclose(step.linear_cost_change * step.step_size, costs, atol=0.01 * radius)
 
 
 @pytest.mark.parametrize("n_costs", [1, 2])
@@ -417,7 +417,7 @@ def test_step_of_the_specification_s_vector():
     )
     np.testing.assert_allclose(x.detach(), [0.069266, -0.142354], atol=1e-6)
     np.testing.assert_allclose([step.lam, *step.nu], [6.635601, 0.691328], atol=1e-5)
-    np.testing.assert_allclose(step.predicted_cost_change, [-0.03], atol=1e-9)
+    np.testing.assert_allclose(step.linear_cost_change, [-0.03], atol=1e-9)
     assert step.step_size == 1
 
 

@@ -47,9 +47,8 @@ class CostPrinter(VecEnvWrapper):
         super().__init__(venv)
         # A schedule ends at the limit that the trained agent is for
         self.limits = None if cost_limit is None else parse_cost_limit(cost_limit)
-        self._recorder = EpisodeCostRecorder(
-            None if self.limits is None else self.limits.keys, None if self.limits is None else self.limits.n_costs
-        )
+        self._keys = None if self.limits is None else self.limits.keys
+        self._recorder = EpisodeCostRecorder(self._keys, None if self.limits is None else self.limits.n_costs)
 
     def reset(self) -> Any:
         return self.venv.reset()
@@ -57,7 +56,7 @@ class CostPrinter(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
         for index, (done, info) in enumerate(zip(dones, infos, strict=True)):
-            if self._recorder.cost_keys is None and "cost" not in info:
+            if self._keys is None and "cost" not in info:
                 # SB3's algorithms in environments without costs
                 continue
             n_episodes = len(self._recorder.episodes)
@@ -67,7 +66,7 @@ class CostPrinter(VecEnvWrapper):
         return observations, rewards, dones, infos
 
     def _describe(self, costs: np.ndarray) -> str:
-        names = self._recorder.cost_keys
+        names = self._keys
         texts = [f"{cost:.2f}" for cost in costs]
         return ", ".join(texts if names is None else [f"{text} ({name})" for text, name in zip(texts, names, strict=True)])
 

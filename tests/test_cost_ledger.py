@@ -1,6 +1,6 @@
 import numpy as np
 
-from sb3_cpo.safety import SafetyRecord
+from sb3_cpo.cost_ledger import SafetyRecord
 
 
 def test_numbers_of_five_updates_by_hand():
@@ -25,7 +25,7 @@ def test_never_feasible_is_said():
     record = SafetyRecord(1)
     record.add(np.ones((2, 1, 1)), np.array([0.5]), num_timesteps=2)
     assert record.first_feasible_step == -1
-    assert "The limit was kept at no update" in record.summary()
+    assert "The limit was satisfied at no update" in record.summary()
 
 
 def test_summary_has_a_line_for_each_constraint():
@@ -35,7 +35,7 @@ def test_summary_has_a_line_for_each_constraint():
     assert "of speed: total cost 10 (1 per step), over the limit at 0% of 1 updates" in speed
     assert "of energy: total cost 30 (3 per step), over the limit at 100% of 1 updates (at most 1 in a row)" in energy
     assert "cost regret 2.5" in energy
-    assert "The limit was kept at no update" in first
+    assert "The limit was satisfied at no update" in first
 
 
 def test_before_the_first_update_rates_are_zero():

@@ -1,0 +1,113 @@
+"""Checks of the algorithms' arguments, as a table."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sb3_cpo.buffers import CostRolloutBuffer
+from sb3_cpo.policies import CostActorCriticPolicy
+
+
+class Rule(NamedTuple):
+    """What the numbers given for some arguments must be."""
+
+    holds: Callable[[float], bool]
+    message: str
+    names: tuple[str, ...]
+
+
+RULES = (
+    Rule(
+        lambda value: value > 0,
+        "must be positive",
+        (
+            "target_kl",
+            "cg_max_steps",
+            "line_search_max_iter",
+            "sub_sampling_factor",
+            "fisher_sub_sampling_factor",
+            "n_cost_rollouts",
+            "n_critic_updates",
+            "batch_size",
+            "n_steps",
+        ),
+    ),
+    Rule(
+        lambda value: 0 <= value <= 1,
+        "must lie in [0, 1]",
+        ("gamma", "gae_lambda", "cost_gamma", "cost_gae_lambda", "cost_gae_gamma"),
+    ),
+    Rule(
+        lambda value: value >= 0 and bool(np.isfinite(value)),
+        "must be a finite number >= 0",
+        ("cg_damping", "cost_confidence", "cost_margin_lr"),
+    ),
+    Rule(lambda value: value >= 0 and bool(np.isfinite(value)), "must be finite and not negative", ("penalty_lr",)),
+    Rule(lambda value: 0 < value < 1, "must lie in (0, 1)", ("line_search_shrinking_factor",)),
+)
+# None means that the algorithm chooses
+OPTIONAL = ("cost_gae_gamma",)
+
+
+def check_arguments(arguments: dict[str, Any], n_envs: int | None) -> None:
+    """
+    :param arguments: by name; those without a rule are passed over
+    :param n_envs: number of environments; None: not known yet
+    :raises ValueError: a number is out of its range, or is none
+    """
+    for rule in RULES:
+        for name in rule.names:
+            if name not in arguments or (arguments[name] is None and name in OPTIONAL):
+                continue
+            value = arguments[name]
+            if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+                hint = "; only learning_rate and cost_limit can be schedules" if callable(value) else ""
+                raise ValueError(f"{name} {rule.message}, not {value!r}{hint}")
+            if not rule.holds(float(value)):
+                raise ValueError(f"{name} {rule.message}, not {value}")
+    missing_cost = arguments.get("missing_cost", "error")
+    if missing_cost not in ("error", "zero"):
+        raise ValueError(f'missing_cost must be "error" or "zero", not {missing_cost!r}')
+    cost_gae_gamma = arguments.get("cost_gae_gamma")
+    if cost_gae_gamma is not None and cost_gae_gamma > arguments["cost_gamma"]:
+        raise ValueError(
+            f"cost_gae_gamma must not exceed cost_gamma={arguments['cost_gamma']}, not {cost_gae_gamma}: the cost advantages "
+            "would answer for costs that J no longer counts"
+        )
+    if n_envs is not None:
+        _check_batch(arguments, n_envs)
+
+
+def _check_batch(arguments: dict[str, Any], n_envs: int) -> None:
+    n_steps, batch_size = arguments["n_steps"], arguments["batch_size"]
+    buffer_size = n_steps * n_envs
+    if buffer_size < 2 and arguments["normalize_advantage"]:
+        raise ValueError(
+            "`n_steps * n_envs` must be greater than 1, because advantages are normalised. "
+            f"Currently n_steps={n_steps} and n_envs={n_envs}"
+        )
+    if buffer_size % batch_size > 0:
+        warnings.warn(
+            f"batch_size={batch_size} does not divide n_steps * n_envs = {buffer_size}: "
+            f"the last minibatch of each epoch has {buffer_size % batch_size} samples "
+            f"(n_steps={n_steps}, n_envs={n_envs})"
+        )
+
+
+def check_classes(name: str, policy_class: type, rollout_buffer_class: type | None, has_cost_critic: bool) -> None:
+    """
+    :param name: of the algorithm
+    :raises ValueError: the policy has no critic for the costs, or the buffer no room for them
+    """
+    if has_cost_critic and not issubclass(policy_class, CostActorCriticPolicy):
+        raise ValueError(
+            f"{name} needs a policy with a cost critic, a subclass of sb3_cpo.policies.CostActorCriticPolicy; "
+            f'{policy_class.__name__} has none. Pass "MlpPolicy", "CnnPolicy" or "MultiInputPolicy"'
+        )
+    if rollout_buffer_class is not None and not issubclass(rollout_buffer_class, CostRolloutBuffer):
+        raise ValueError(
+            f"{name} needs a rollout buffer that holds costs, a subclass of sb3_cpo.buffers.CostRolloutBuffer; "
+            f"{rollout_buffer_class.__name__} holds none"
+        )

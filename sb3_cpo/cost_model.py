@@ -1,0 +1,253 @@
+"""SB3's model for problems with costs: its arguments and attributes, saving and loading."""
+
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_cpo import critics
+from sb3_cpo.arguments import check_arguments, check_classes
+from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
+from sb3_cpo.cost_ledger import CostLedger, SafetyRecord
+from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
+from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.cost_signal import CostSignal
+from sb3_cpo.env_facts import registered_cost_limit
+from sb3_cpo.episode_costs import CostEstimate
+from sb3_cpo.monitor import with_cost_monitor
+from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy, parameters_that_fit
+
+SelfCostModel = TypeVar("SelfCostModel", bound="CostModel")
+
+
+class CostModel(OnPolicyAlgorithm):
+    """
+    An on-policy model that sees costs. :class:`~sb3_cpo.on_policy_algorithm.ConstrainedOnPolicyAlgorithm` makes it learn.
+
+    Arguments that SB3's ``OnPolicyAlgorithm`` has, ``kwargs`` among them, are SB3's; :class:`~sb3_cpo.CPO` explains the rest.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    takes_registered_limit: ClassVar[bool] = True
+    """Whether the limit is the environment's where the user says none."""
+    has_cost_critic: ClassVar[bool] = True
+    """Whether the algorithm needs cost advantages, and with them a policy with a cost head."""
+
+    policy: ActorCriticPolicy
+    rollout_buffer: CostRolloutBuffer
+    cost_limits: CostLimits
+    """``cost_limit``, parsed."""
+    ledger: CostLedger
+    """What has been counted."""
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        cost_limit: CostLimit | None = None,
+        *,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        normalize_advantage: bool = True,
+        cost_gamma: float = 1.0,
+        cost_gae_lambda: float = 0.95,
+        cost_gae_gamma: float | None = None,
+        cost_shaping: FailurePredictor | None = None,
+        missing_cost: str = "error",
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=0.0,
+            vf_coef=0.0,  # the critics are optimised separately
+            max_grad_norm=0.0,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            **kwargs,
+        )
+        self.cost_limit = cost_limit
+        self.batch_size = batch_size
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.cost_gamma = cost_gamma
+        self.cost_gae_lambda = cost_gae_lambda
+        self.cost_gae_gamma = cost_gae_gamma
+        self.cost_shaping = cost_shaping
+        self.missing_cost = missing_cost
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- construction
+
+    def _setup_model(self) -> None:
+        check_arguments(vars(self), None if self.env is None else self.env.num_envs)
+        check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
+        # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call
+        if self.cost_limit is None and self.takes_registered_limit and self.env is not None:
+            vars(self)["cost_limit"] = registered_cost_limit(self.env)
+            if self.verbose >= 1 and self.cost_limit is not None:
+                print(f"Cost limit of the environment: {self.cost_limit}")
+        self.cost_limits = self._parse_cost_limit(self.cost_limit)
+        ledger = self.__dict__.get("ledger")
+        if ledger is not None and self.has_cost_critic and ledger.n_costs != self.n_costs:
+            raise ValueError(f"cost_limit has {self.n_costs} entries, but this model was trained with {ledger.n_costs}")
+        if ledger is None or not ledger.counts(self.cost_limits.keys, self.n_costs):
+            self._forget_costs()
+        self._cost_signal = CostSignal(self.cost_limits.keys, self.n_costs, self.missing_cost)
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = CostDictRolloutBuffer if is_dict else CostRolloutBuffer
+
+        # SB3 builds policy and buffer from these; what the user passed is what is saved
+        policy_kwargs, rollout_buffer_kwargs = self.policy_kwargs, self.rollout_buffer_kwargs
+        if issubclass(self.policy_class, CostActorCriticPolicy):
+            self.policy_kwargs = {**policy_kwargs, "n_costs": self.n_costs if self.has_cost_critic else 0}
+        self.rollout_buffer_kwargs = {"n_costs": self.n_costs, **rollout_buffer_kwargs}
+        super()._setup_model()
+        self.policy_kwargs, self.rollout_buffer_kwargs = policy_kwargs, rollout_buffer_kwargs
+
+        if self.cost_shaping is not None:
+            self.cost_shaping.setup(self.observation_space, self.n_costs, self.device)
+
+    def _forget_costs(self) -> None:
+        """What was counted before training began anew, or of other costs."""
+        self.ledger = CostLedger(self.cost_limits.keys, self.n_costs)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``."""
+        env = with_cost_monitor(env, verbose) if monitor_wrapper else env
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "CostActorCriticPolicy") -> None:
+        super()._maybe_recommend_cpu(mlp_class_name)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "cost_limits", "_cost_signal", "_rollout_callback"]
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        SB3's. With ``exact_match=False``, the parameters can come from a PPO or TRPO policy without cost critic: actor and
+        reward critic are taken over, the state of an optimizer that has other parameters is not.
+        """
+        if not exact_match:
+            load_path_or_dict = parameters_that_fit(load_path_or_dict, self.policy.optimizer, device)
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    @classmethod
+    def load(cls: type[SelfCostModel], path: Any, *args: Any, **kwargs: Any) -> SelfCostModel:
+        """SB3's. ``cost_limit`` may name other costs than those of training: what was learned of these is then forgotten."""
+        model = super().load(path, *args, **kwargs)
+        if model.has_cost_critic and model.n_costs > 0 and "cost_limit" in kwargs and model.safety.n_updates == 0:
+            model.policy.reset_cost_critic()  # type: ignore[operator]
+        return model
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """SB3's. What was learned of the costs of another environment is forgotten; a loaded model has none yet."""
+        is_another = self.env is not None
+        super().set_env(env, force_reset)
+        if is_another:
+            self._forget_costs()
+
+    # ---------------------------------------------------------------- attributes
+
+    def _parse_cost_limit(self, cost_limit: CostLimit | None) -> CostLimits:
+        if cost_limit is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a cost_limit, the bound on the mean cost of an episode: the environment has no "
+                "attribute cost_limit that says one. TRPO is the algorithm without"
+            )
+        return parse_cost_limit(cost_limit)
+
+    @property
+    def cost_limit(self) -> CostLimit | None:
+        """Bound on the mean cost of an episode. It can be assigned at any time, by a callback too; the next update uses it."""
+        return vars(self)["cost_limit"]
+
+    @cost_limit.setter
+    def cost_limit(self, cost_limit: CostLimit | None) -> None:
+        # In __dict__, where SB3 saves and loads it
+        if (before := self.__dict__.get("cost_limits")) is not None:
+            limits = self._parse_cost_limit(cost_limit)
+            if (limits.keys, limits.n_costs) != (before.keys, before.n_costs):
+                raise ValueError(
+                    f"cost_limit={cost_limit!r} limits other costs than {vars(self)['cost_limit']!r}, with which this model "
+                    "was made: save it, and load it with cost_limit=..."
+                )
+            self.cost_limits = limits
+        vars(self)["cost_limit"] = cost_limit
+
+    @property
+    def n_costs(self) -> int:
+        """Number of costs, one per constraint."""
+        return self.cost_limits.n_costs
+
+    @property
+    def safety(self) -> SafetyRecord:
+        """What training has cost so far."""
+        return self.ledger.safety
+
+    @property
+    def raw_cost_estimate(self) -> CostEstimate | None:
+        """J of the last rollout, as the environment emitted the costs."""
+        return self.ledger.raw_estimate
+
+    @property
+    def cost_estimate(self) -> CostEstimate | None:
+        """J of the last rollout that the algorithm constrains: of the shaped costs, where there is shaping."""
+        return self.ledger.estimate
+
+    @property
+    def ep_cost_mean(self) -> np.ndarray:
+        """J, the mean episode cost of the last rollout without any shaping, (n_costs,); NaN before the first."""
+        return np.full(self.n_costs, np.nan) if self.raw_cost_estimate is None else self.raw_cost_estimate.mean
+
+    @property
+    def ep_rew_mean(self) -> float:
+        """
+        Mean return of the episodes that ended in the last rollout, those of ``ep_cost_mean``; NaN where none did.
+        (SB3's ``rollout/ep_rew_mean`` covers the last 100 episodes, of older policies too.)
+        """
+        return self.ledger.ep_rew_mean
+
+    @property
+    def current_cost_limit(self) -> np.ndarray:
+        """The limits at the present progress of training, (n_costs,)."""
+        return self.cost_limits.at(self._current_progress_remaining)
+
+    def predict_cost_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """
+        The cost still to come in the episode, as the cost critic sees it: discounted by ``cost_gae_gamma`` where that is set.
+
+        :param observation: one observation, or (n_envs, ...)
+        :return: (n_envs, n_costs)
+        """
+        if not (self.has_cost_critic and critics.has_cost_critic(self.policy)):
+            raise ValueError(f"this {type(self).__name__} has no cost critic")
+        return critics.predict_cost_values(self.policy, self.policy.obs_to_tensor(observation)[0])

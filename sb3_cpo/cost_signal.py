@@ -1,0 +1,118 @@
+"""Reading the costs of a step from ``info``: one reader for training, evaluation and the monitor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+class MissingCost(KeyError):
+    """
+    The ``info`` of a step lacks a cost.
+
+    :param key: key of ``info`` that was looked for
+    :param found: keys that there are
+    :param env_index: number of the environment
+    :param place: where that is, for people: "environment 2 (SafeAntCircle-v0), step 400"
+    """
+
+    def __init__(self, key: str, found: Sequence[str], env_index: int, place: str | None = None):
+        super().__init__(key, found, env_index, place)
+        self.key, self.found, self.env_index = key, found, env_index
+        self.place = place or f"environment {env_index}"
+
+    def __str__(self) -> str:
+        # KeyError would print the message in quotes
+        return (
+            f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. Costs reach the algorithm as "
+            f"info[{self.key!r}]: wrap the environment in safe_envs.CostWrapper, name the right key with "
+            "cost_limit={key: limit} (in an evaluation: cost_keys), or pass missing_cost='zero' if a missing cost means 0"
+        )
+
+
+class CostSignal:
+    """
+    Where the costs of a problem stand in ``info``.
+
+    :param keys: keys of ``info``, one per constraint. None: ``info["cost"]``, a number or an array
+    :param n_costs: number of costs. None: as many as the first ``info["cost"]`` has, and none as long as nobody mentions one
+    :param missing_cost: what a step without cost means: "error" or "zero"
+    """
+
+    def __init__(self, keys: Sequence[str] | None = None, n_costs: int | None = None, missing_cost: str = "error"):
+        self.keys = None if keys is None else tuple(keys)
+        self.n_costs = n_costs if keys is None else len(keys)
+        self.missing_cost = missing_cost
+
+    def read(self, infos: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """
+        The costs that the environments emitted in one step.
+
+        :param infos: one per environment
+        :return: (n_envs, n_costs) float64
+        :raises MissingCost: a cost is missing
+        :raises ValueError: a cost is NaN, infinite, no number or of the wrong shape
+        """
+        if self.n_costs is None:
+            self.n_costs = next((np.size(info["cost"]) for info in infos if "cost" in info), None)
+        if self.n_costs is None and self.missing_cost == "zero":
+            return np.zeros((len(infos), 0))
+        n_costs = 1 if self.n_costs is None else self.n_costs
+        if n_costs == 0:
+            return np.zeros((len(infos), 0))
+        if self.missing_cost == "zero":
+            nothing: Any = np.zeros(n_costs) if self.keys is None and n_costs > 1 else 0.0
+            defaults = dict.fromkeys(self.keys or ("cost",), nothing)
+            infos = [{**defaults, **info} for info in infos]
+        return read_costs(infos, self.keys, n_costs)
+
+
+def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:
+    """
+    The costs that an environment emitted in one step.
+
+    :param infos: one per environment
+    :param keys: one key per constraint, or None for ``info["cost"]``
+    :param n_costs: number of constraints
+    :return: (n_envs, n_costs)
+    :raises MissingCost: a cost is missing
+    :raises ValueError: a cost is NaN, infinite, no number or of the wrong shape
+    """
+    try:
+        if keys is None:
+            values = [info["cost"] for info in infos]
+        else:
+            values = [[info[key] for key in keys] for info in infos]
+    except KeyError as error:
+        key = error.args[0]
+        index = next(index for index, info in enumerate(infos) if key not in info)
+        raise MissingCost(key, sorted(map(str, infos[index])), index) from None
+    try:
+        costs = np.asarray(values, dtype=np.float64).reshape(len(infos), n_costs)
+    except (TypeError, ValueError, RuntimeError):
+        # RuntimeError: what torch raises for a tensor that requires grad
+        _raise_wrong_cost(infos, keys, n_costs)
+    if not np.isfinite(costs).all():
+        _raise_wrong_cost(infos, keys, n_costs)
+    return costs
+
+
+def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> None:
+    expected_shape = () if keys is not None or n_costs == 1 else (n_costs,)
+    for index, info in enumerate(infos):
+        for key in keys or ["cost"]:
+            value = info[key]
+            place = f"info[{key!r}] of environment {index}"
+            try:
+                array = np.asarray(value, dtype=np.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                hint = ": detach it" if isinstance(error, RuntimeError) else ""
+                raise ValueError(f"{place} is {value!r}: expected a number{hint}") from None
+            if array.size != (1 if keys is not None else n_costs):
+                raise ValueError(
+                    f"cost_limit has {n_costs} {'entry' if n_costs == 1 else 'entries'} but {place} has shape {array.shape}: "
+                    f"expected shape {expected_shape}"
+                )
+            if not np.isfinite(array).all():
+                raise ValueError(f"{place} is {value}: costs must be finite")
+    raise ValueError(f"the costs of {len(infos)} environments do not fit in shape ({len(infos)}, {n_costs})")

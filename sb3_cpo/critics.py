@@ -1,0 +1,142 @@
+"""The critics of reward and costs: cost values and advantages of a rollout, and fitting both critics."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples, slice_observations
+
+# Observations for which values are predicted at once
+PREDICTION_CHUNK = 8192
+
+
+class CriticLosses(NamedTuple):
+    """One entry per minibatch; no cost losses where there is no cost critic."""
+
+    value: list[float]
+    cost_value: list[float]
+
+
+class CriticBatch(NamedTuple):
+    """What a cost critic is fitted to."""
+
+    observations: PyTorchObs
+    returns: th.Tensor
+    """(n, n_costs) targets"""
+
+
+def has_cost_critic(policy: nn.Module) -> bool:
+    return getattr(policy, "n_costs", 0) > 0
+
+
+def actor_parameters(policy: ActorCriticPolicy, samples: CostRolloutBufferSamples) -> list[nn.Parameter]:
+    """The parameters that the action distribution depends on, whatever modules a custom policy keeps them in."""
+    params = [param for param in policy.parameters() if param.requires_grad]
+    few = samples.thinned(max(len(samples.actions) // 8, 1))
+    log_prob = policy.get_distribution(few.observations).log_prob(few.actions)
+    grads = th.autograd.grad(log_prob.sum(), params, allow_unused=True)
+    return [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+
+
+@th.no_grad()
+def predict_cost_values(policy: ActorCriticPolicy, obs: PyTorchObs) -> np.ndarray:
+    """(n, n_costs) float64, in units of the costs."""
+    policy.set_training_mode(False)
+    return policy.predict_cost_values(obs).cpu().numpy().astype(np.float64)  # type: ignore[operator]
+
+
+def value_costs(policy: ActorCriticPolicy, buffer: CostRolloutBuffer, last_obs: Any, device: th.device) -> np.ndarray:
+    """
+    Fill the buffer's ``cost_values``, ``cost_advantages`` and ``cost_returns``.
+
+    :param last_obs: observations after the last step
+    :return: (n_envs, n_costs) cost still to come at the end of the rollout, 0 where an episode ended there
+    """
+    obs = buffer.flat_observations()
+    n_steps = buffer.buffer_size * buffer.n_envs
+    chunks = [slice(start, start + PREDICTION_CHUNK) for start in range(0, n_steps, PREDICTION_CHUNK)]
+    # As SB3 stores them: a discrete observation has a second dimension there
+    values = [predict_cost_values(policy, obs_as_tensor(slice_observations(obs, chunk), device)) for chunk in chunks]
+    buffer.cost_values = np.concatenate(values).reshape(buffer.costs.shape)
+    last_values = predict_cost_values(policy, obs_as_tensor(last_obs, device))
+    next_values = np.concatenate([buffer.cost_values[1:], last_values[None]])
+    next_values[buffer.episode_ends] = 0.0
+    for pos, index, terminal_obs in buffer.cut_at_time_limit:
+        next_values[pos, index] = predict_cost_values(policy, policy.obs_to_tensor(terminal_obs)[0])[0]
+    buffer.compute_cost_returns_and_advantages(next_values)
+    return np.where(buffer.episode_ends[-1][:, None], 0.0, last_values)
+
+
+def fit_critics(
+    policy: ActorCriticPolicy,
+    buffer: CostRolloutBuffer,
+    actor_params: Sequence[nn.Parameter],
+    batch_size: int,
+    n_epochs: int,
+    recent: Sequence[CriticBatch] = (),
+) -> CriticLosses:
+    """
+    Fit reward and cost critic in one loop over minibatches.
+
+    :param actor_params: parameters that stay as they are
+    :param recent: rollouts that the cost critic is fitted to; empty: the buffer's
+    """
+    losses = CriticLosses([], [])
+    if has_cost_critic(policy):
+        policy.update_cost_statistics(buffer.to_torch(buffer.cost_returns.astype(np.float32)))  # type: ignore[operator]
+    for _ in range(n_epochs):
+        for samples in buffer.get(batch_size):
+            values_pred = policy.predict_values(samples.observations)
+            loss = F.mse_loss(samples.returns, values_pred.flatten())
+            losses.value.append(loss.item())
+            if has_cost_critic(policy):
+                batch = _minibatch(recent, samples)
+                cost_values_pred = policy.predict_standardised_cost_values(batch.observations)  # type: ignore[operator]
+                targets = policy.standardise_costs(batch.returns)  # type: ignore[operator]
+                # Mean over samples, sum over constraints: one constraint learns no slower for the presence of another
+                cost_value_loss = ((targets - cost_values_pred) ** 2).mean(dim=0).sum()
+                losses.cost_value.append(cost_value_loss.item() / targets.shape[1])
+                loss = loss + cost_value_loss
+            policy.optimizer.zero_grad()
+            loss.backward()
+            # Removing gradients of parameters shared with the actor
+            # otherwise it defeats the purposes of the KL constraint
+            for param in actor_params:
+                param.grad = None
+            policy.optimizer.step()
+    return losses
+
+
+def _minibatch(recent: Sequence[CriticBatch], samples: CostRolloutBufferSamples) -> CriticBatch:
+    """This minibatch, or as many samples of one of the recent rollouts."""
+    if not recent:
+        return CriticBatch(samples.observations, samples.cost_returns)
+    # From the generator that SB3 seeds, and draws its minibatches with
+    batch = recent[np.random.randint(len(recent))]  # noqa: NPY002
+    indices = np.random.randint(len(batch.returns), size=len(samples.returns))  # noqa: NPY002
+    on_device = th.as_tensor(indices, device=batch.returns.device)
+    return CriticBatch(slice_observations(batch.observations, on_device), batch.returns[on_device])
+
+
+@th.no_grad()
+def snapshot(policy: ActorCriticPolicy) -> Callable[[], None]:
+    """A function that puts parameters, statistics and optimizer of the policy back as they are now."""
+    tensors = {name: value.clone() for name, value in policy.state_dict().items()}
+    state = policy.optimizer.state_dict()
+    moments = {
+        index: {key: value.clone() if isinstance(value, th.Tensor) else value for key, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
+
+    def restore() -> None:
+        policy.load_state_dict(tensors)
+        policy.optimizer.load_state_dict({**state, "state": moments})
+
+    return restore

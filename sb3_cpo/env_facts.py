@@ -1,0 +1,63 @@
+"""
+What a vectorised environment says about itself.
+
+Workers of a ``SubprocVecEnv`` are asked for plain values only: one that cannot pickle its answer, a ``spec`` that holds a
+user's lambda for instance, dies.
+"""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+
+def _attribute(env: VecEnv, name: str) -> Any:
+    """Of the first copy; None where it has none. Environments of other packages may know neither indices nor the name."""
+    try:
+        return env.get_attr(name, indices=0)[0] if env.has_attr(name) else None
+    except (AttributeError, NotImplementedError, TypeError, IndexError, KeyError):
+        return None
+
+
+def _spec(env: VecEnv) -> Any:
+    return None if isinstance(env.unwrapped, SubprocVecEnv) else _attribute(env, "spec")
+
+
+def max_episode_steps(env: VecEnv) -> int | None:
+    """Time limit of an episode; None: there is none, or the environment does not say."""
+    steps = getattr(_spec(env), "max_episode_steps", None) or _attribute(env, "_max_episode_steps")
+    return steps if isinstance(steps, int) else None
+
+
+def name_env(env: VecEnv, index: int | None = None) -> str:
+    """For messages: "environment 3 (SafeAntCircle-v0)"."""
+    name = "environment" if index is None else f"environment {index}"
+    env_id = getattr(_spec(env), "id", None)
+    return name if env_id is None else f"{name} ({env_id})"
+
+
+def registered_cost_limit(env: VecEnv) -> Any:
+    """The limit that the task carries in an attribute ``cost_limit``: a number, or a mapping of names to limits, or None."""
+    limit = _attribute(env, "cost_limit")
+    return dict(limit) if isinstance(limit, dict) else limit
+
+
+def check_finite(what: str, value: Any, env: VecEnv, step: int, env_index: int | None = None) -> None:
+    """
+    :param what: name of the value
+    :param value: an array, or a dictionary of arrays, whose first axis is the environment
+    :param step: number of the step, for the message
+    :param env_index: the environment that the value is of; there is no first axis then
+    :raises ValueError: something in it is NaN or infinite
+    """
+    arrays: dict[str | None, Any] = value if isinstance(value, dict) else {None: value}
+    for key, array in arrays.items():
+        # A terminal observation comes as the environment made it, a Python integer perhaps
+        array = np.asarray(array)
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        if env_index is None:
+            env_index = int(np.argwhere(~np.isfinite(array))[0][0])
+            array = array[env_index]
+        place = "" if key is None else f"[{key!r}]"
+        raise ValueError(f"the {what}{place} is NaN or infinite: {array} ({name_env(env, env_index)}, step {step})")

@@ -1,0 +1,147 @@
+"""What the algorithms with a trust region share: its arguments, the surrogates, and the step."""
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
+
+from sb3_cpo.cost_limits import CostLimit
+from sb3_cpo.dual import solve_dual
+from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm, Rollout
+from sb3_cpo.trust_region import Solver, Surrogates, TrustRegionStep, trust_region_step
+
+# Truncated importance sampling (Ionides, 2008): in rollouts of earlier policies, no single sample decides the surrogate
+MAX_RATIO = 10.0
+
+
+class CostBatch(NamedTuple):
+    """What a cost surrogate and a cost critic are made of: one rollout."""
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    """(batch_size, n_costs) centred, in units of an episode's cost"""
+    returns: th.Tensor
+    """(batch_size, n_costs) the cost critic's targets"""
+
+
+class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
+    """
+    Algorithms that change the policy by one step in a trust region.
+
+    Arguments: see :class:`~sb3_cpo.CPO`; ``kwargs`` are those of the base class.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        cost_limit: CostLimit | None = None,
+        *,
+        cg_max_steps: int = 10,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 15,
+        target_kl: float = 0.01,
+        sub_sampling_factor: int = 1,
+        fisher_sub_sampling_factor: int = 1,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(policy, env, cost_limit, _init_setup_model=False, **kwargs)
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.target_kl = target_kl
+        self.sub_sampling_factor = sub_sampling_factor
+        self.fisher_sub_sampling_factor = fisher_sub_sampling_factor
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _rollout(self) -> Rollout:
+        rollout = super()._rollout()
+        return rollout._replace(samples=rollout.samples.thinned(self.sub_sampling_factor))
+
+    def _trust_region_step(
+        self,
+        rollout: Rollout,
+        cost_batches: Sequence[CostBatch] = (),
+        violation: np.ndarray | None = None,
+        solve: Solver = solve_dual,
+    ) -> TrustRegionStep:
+        """
+        Raise the surrogate return, subject to ``violation + change of the cost surrogates <= 0`` and ``KL <= target_kl``.
+
+        :param cost_batches: what the cost surrogates are estimated on, this rollout last; empty: no constraints
+        :param violation: (n_costs,) one per constraint
+        :param solve: which step in the span of the gradients, see :func:`~sb3_cpo.trust_region.trust_region_step`
+        """
+        samples = rollout.samples
+        advantages = samples.advantages
+        if self.normalize_advantage:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        thinned = samples.thinned(self.fisher_sub_sampling_factor)
+        with th.no_grad():
+            # SB3's distributions are mutable singletons
+            old_distribution = copy(self.policy.get_distribution(samples.observations))
+            old_thinned_distribution = copy(self.policy.get_distribution(thinned.observations))
+
+        def evaluate() -> Surrogates:
+            distribution = copy(self.policy.get_distribution(samples.observations))
+            # ratio between old and new policy, one at the first evaluation
+            ratio = th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)
+            return Surrogates(
+                objective=(ratio * advantages).mean(),
+                costs=self._cost_surrogates(cost_batches, ratio),
+                kl_div=mean_kl_divergence(old_distribution, distribution),
+            )
+
+        def evaluate_kl() -> th.Tensor:
+            return mean_kl_divergence(old_thinned_distribution, self.policy.get_distribution(thinned.observations))
+
+        return trust_region_step(
+            rollout.actor_params,
+            evaluate,
+            np.zeros(0) if violation is None else violation,
+            self.target_kl,
+            cg_max_steps=self.cg_max_steps,
+            cg_damping=self.cg_damping,
+            shrinking_factor=self.line_search_shrinking_factor,
+            line_search_max_iter=self.line_search_max_iter,
+            evaluate_kl=evaluate_kl if self.fisher_sub_sampling_factor > 1 else None,
+            solve=solve,
+        )
+
+    def _cost_surrogates(self, cost_batches: Sequence[CostBatch], ratio: th.Tensor) -> th.Tensor:
+        """
+        (n_costs,), mean over rollouts. Ratios of earlier rollouts are truncated.
+
+        :param ratio: (batch_size,) of the last entry, which is this rollout's
+        """
+        if not cost_batches:
+            return ratio.new_zeros(0)
+        ratios = []
+        for batch in cost_batches[:-1]:
+            log_prob = self.policy.get_distribution(batch.observations).log_prob(batch.actions)
+            ratios.append(th.exp(log_prob - batch.old_log_prob).clamp(max=MAX_RATIO))
+        return th.stack(
+            [
+                (ratio.unsqueeze(1) * batch.advantages).mean(dim=0)
+                for batch, ratio in zip(cost_batches, [*ratios, ratio], strict=True)
+            ]
+        ).mean(dim=0)
+
+
+def mean_kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """Mean over states of KL(old || new) between the *joint* action distributions: summed over action dimensions."""
+    kl_div = kl_divergence(old, new)
+    # Of a Normal and a Bernoulli, torch returns one divergence per action dimension
+    return kl_div.flatten(start_dim=1).sum(dim=1).mean() if kl_div.ndim > 1 else kl_div.mean()
