@@ -24,6 +24,8 @@ class CostRolloutBufferSamples(NamedTuple):
     cost_returns: th.Tensor
     cost_discounts: th.Tensor
     """(batch_size, 1) ``cost_gamma ** t``, t counted in the sample's own episode: what its cost weighs in a discounted J."""
+    episodes: th.Tensor
+    """(batch_size,) number of the sample's episode in the rollout; the pieces of one that a rollout cuts count as two"""
 
     def thinned(self, factor: int) -> "CostRolloutBufferSamples":
         """Every ``factor``-th sample."""
@@ -89,8 +91,16 @@ class CostRolloutBuffer(RolloutBuffer):
     cost_returns: np.ndarray
     episode_ends: np.ndarray
     """(n_steps, n_envs) whether the step ended its episode, by a termination or a time limit"""
+    was_reset_outside: bool = False
+    """Whether somebody else, an evaluation, has reset the environments since the last step"""
+    is_counted: np.ndarray
+    """(n_steps, n_envs) whether the episode that ends here was played to its end"""
+    monitor_lengths: np.ndarray
+    """(n_steps, n_envs) length that a monitor reports of the episode that the step ended; 0: none"""
     cost_discounts: np.ndarray
     """(n_steps, n_envs, 1) what the step's cost weighs in a discounted J"""
+    episodes: np.ndarray
+    """(n_steps, n_envs) number of the step's episode in the rollout"""
     cost_bonus: np.ndarray | None
     """What shaping adds to the costs, shape of the costs; None: there is no shaping"""
     cut_at_time_limit: list[tuple[int, int, Any]]
@@ -123,9 +133,10 @@ class CostRolloutBuffer(RolloutBuffer):
     def set_n_costs(self, n_costs: int) -> None:
         """Make room for another number of costs; those that are here are lost, the ends of episodes are not."""
         self.n_costs = n_costs
-        episode_ends = self.episode_ends
+        names = ("episode_ends", "is_counted", "monitor_lengths", "cut_at_time_limit")
+        kept = {name: self.__dict__[name] for name in names}
         self._reset_costs()
-        self.episode_ends = episode_ends
+        self.__dict__.update(kept)
 
     def _reset_costs(self) -> None:
         shape = (self.buffer_size, self.n_envs, self.n_costs)
@@ -137,6 +148,8 @@ class CostRolloutBuffer(RolloutBuffer):
         self.cost_advantages = np.zeros(shape)
         self.cost_returns = np.zeros(shape)
         self.episode_ends = np.zeros(shape[:2], dtype=bool)
+        self.is_counted = np.zeros(shape[:2], dtype=bool)
+        self.monitor_lengths = np.zeros(shape[:2], dtype=np.int64)
         self.cost_discounts = np.ones((*shape[:2], 1))
 
     @property
@@ -144,9 +157,26 @@ class CostRolloutBuffer(RolloutBuffer):
         """The costs that the algorithm constrains: with the bonus of shaping, where there is one. Shape of the costs."""
         return self.costs if self.cost_bonus is None else self.costs + self.cost_bonus
 
+    def add_step_info(self, costs: np.ndarray, dones: np.ndarray, monitor_lengths: dict[int, int]) -> None:
+        """
+        What a step's ``info`` says, before the step itself is added.
+
+        :param costs: (n_envs, n_costs)
+        :param dones: (n_envs,)
+        :param monitor_lengths: by environment, of the episodes that ended
+        """
+        self.costs[self.pos] = costs
+        self.is_counted[self.pos] = dones
+        self.episode_ends[self.pos] = dones | self.was_reset_outside
+        self.was_reset_outside = False
+        for index, length in monitor_lengths.items():
+            self.monitor_lengths[self.pos, index] = length
+
     def flat_observations(self) -> Any:
-        """The observations with steps and environments on one axis."""
+        """The observations with steps and environments on one axis; ``get`` leaves them so."""
         obs: Any = self.observations
+        if self.generator_ready:
+            return obs
         if isinstance(obs, dict):
             return {key: value.reshape(-1, *value.shape[2:]) for key, value in obs.items()}
         return obs.reshape(-1, *obs.shape[2:])
@@ -176,7 +206,9 @@ class CostRolloutBuffer(RolloutBuffer):
 
     def get(self, batch_size: int | None = None) -> Generator[CostRolloutBufferSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
-            for name in ("costs", "cost_values", "cost_advantages", "cost_returns", "cost_discounts"):
+            starts = np.concatenate([np.ones((1, self.n_envs), dtype=bool), self.episode_ends[:-1]])
+            self.episodes = np.cumsum(starts.T.flatten()).reshape(self.n_envs, -1).T - 1
+            for name in ("costs", "cost_values", "cost_advantages", "cost_returns", "cost_discounts", "episodes"):
                 self.__dict__[name] = self.swap_and_flatten(self.__dict__[name])
         yield from super().get(batch_size)  # type: ignore[misc]
 
@@ -192,6 +224,7 @@ class CostRolloutBuffer(RolloutBuffer):
             cost_advantages=self.to_torch(self.cost_advantages[batch_inds].astype(np.float32)),
             cost_returns=self.to_torch(self.cost_returns[batch_inds].astype(np.float32)),
             cost_discounts=self.to_torch(self.cost_discounts[batch_inds].astype(np.float32)),
+            episodes=self.to_torch(self.episodes[batch_inds].flatten()),
         )
 
 

@@ -1,12 +1,13 @@
 """What has been counted in training: the cost of an episode (J), with and without shaping, and what training has cost."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from sb3_cpo.episode_costs import CostEstimate, EpisodeCosts
+from sb3_cpo.episode_costs import CostEstimate, CostEstimator, EpisodeCosts, mean_cost
 
 
 @dataclass
@@ -98,6 +99,17 @@ class CostChange(NamedTuple):
     """(n_costs,)"""
 
 
+class Ends(NamedTuple):
+    """Where episodes end in the steps of a rollout. Arrays have shape (n_steps, n_envs)."""
+
+    episode_ends: np.ndarray
+    """Whether the step is the last of its episode"""
+    is_counted: np.ndarray
+    """and whether that was played to its end, and not reset by somebody else."""
+    monitor_lengths: np.ndarray
+    """Length of the episode that ended, as a monitor has counted it; 0: no monitor."""
+
+
 class CostLedger:
     """
     Sums the costs of episodes across rollouts, and keeps what J was, what an update was predicted to change, and the record of
@@ -166,39 +178,73 @@ class CostLedger:
             step = np.where(episode_ends[row], 0, step + 1)
         return steps
 
-    def add_steps(self, costs: np.ndarray, bonus: np.ndarray | None, episode_ends: np.ndarray, gamma: float) -> None:
+    def add_steps(self, costs: np.ndarray, bonus: np.ndarray | None, ends: Ends, gamma: float) -> None:
         """
-        Add steps to the sums of the episodes in progress.
+        Add steps to the sums of the episodes in progress. Where somebody else has reset the environment, an evaluation on the
+        training environment for instance, the sums begin anew, with a warning.
 
         :param costs: (n_steps, n_envs, n_costs) as the environment emitted them
         :param bonus: what shaping adds to them; None: there is no shaping
-        :param episode_ends: (n_steps, n_envs)
+        :param ends: where episodes end
         :param gamma: discount factor of the costs
         """
         n_envs = costs.shape[1]
-        self._raw_episodes = self._raw_episodes or EpisodeCosts(n_envs, self.n_costs, gamma)
-        _add(self._raw_episodes, costs, episode_ends)
-        if bonus is not None:
-            self._shaped_episodes = self._shaped_episodes or EpisodeCosts(n_envs, self.n_costs, gamma)
-            _add(self._shaped_episodes, costs + bonus, episode_ends)
+        if self._raw_episodes is None:
+            self._raw_episodes = EpisodeCosts(n_envs, self.n_costs, gamma)
+        if bonus is not None and self._shaped_episodes is None:
+            self._shaped_episodes = EpisodeCosts(n_envs, self.n_costs, gamma)
+        episode_ends, is_counted, restarts = self._cut_where_reset(ends)
+        if restarts.any() or (episode_ends & ~is_counted).any():
+            warnings.warn(
+                "the training environment was reset while episodes were in progress, by an evaluation perhaps: what had been "
+                "played of these episodes does not count for the mean episode cost. Evaluate on an environment of its own"
+            )
+        _add(self._raw_episodes, costs, episode_ends, is_counted, restarts)
+        if bonus is not None and self._shaped_episodes is not None:
+            _add(self._shaped_episodes, costs + bonus, episode_ends, is_counted, restarts)
 
-    def close_rollout(self, cut_values: np.ndarray | None, max_episode_steps: int | None) -> CostEstimate:
+    def _cut_where_reset(self, ends: Ends) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        An episode that was shorter by its monitor than by our count began later than we thought.
+
+        :return: ends of episodes and whether they count, (n_steps, n_envs), and whose begin with these steps, (n_envs,)
+        """
+        episode_ends, is_counted = ends.episode_ends.copy(), ends.is_counted.copy()
+        restarts = np.zeros(episode_ends.shape[1], dtype=bool)
+        lengths = self.steps_in_episode(episode_ends) + 1
+        for step, env in np.argwhere(is_counted & (ends.monitor_lengths > 0) & (ends.monitor_lengths < lengths)):
+            begin = step + 1 - ends.monitor_lengths[step, env]
+            if begin > 0:
+                episode_ends[begin - 1, env] = True
+            elif begin == 0:
+                restarts[env] = True
+            else:
+                is_counted[step, env] = False
+        return episode_ends, is_counted, restarts
+
+    def close_rollout(
+        self, cut_values: np.ndarray | None, max_episode_steps: float | None, estimator: CostEstimator = mean_cost
+    ) -> CostEstimate:
         """
         The rollout is full: estimate J.
 
         :param cut_values: (n_envs, n_costs) the constrained cost still to come at the end of the rollout, None: unknown
-        :param max_episode_steps: time limit of the environment, None: unknown
+        :param max_episode_steps: how long an episode may become; None: nobody knows
+        :param estimator: what J is of the episodes that ended
         """
         assert self._raw_episodes is not None
         self._previous = self.estimate
         # The critic has learned the shaped costs, which say nothing about the raw ones
         raw_cut_values = cut_values if self._shaped_episodes is None else None
-        self.raw_estimate = self.estimate = self._raw_episodes.estimate(raw_cut_values, max_episode_steps)
+        self.raw_estimate = self.estimate = self._raw_episodes.estimate(raw_cut_values, max_episode_steps, estimator)
         if self._shaped_episodes is not None:
-            self.estimate = self._shaped_episodes.estimate(cut_values, max_episode_steps)
+            self.estimate = self._shaped_episodes.estimate(cut_values, max_episode_steps, estimator)
         return self.estimate
 
 
-def _add(episodes: EpisodeCosts, costs: np.ndarray, episode_ends: np.ndarray) -> None:
-    for step_costs, dones in zip(costs, episode_ends, strict=True):
-        episodes.add(step_costs, dones)
+def _add(
+    episodes: EpisodeCosts, costs: np.ndarray, episode_ends: np.ndarray, is_counted: np.ndarray, restarts: np.ndarray
+) -> None:
+    episodes.restart(restarts)
+    for step_costs, dones, counted in zip(costs, episode_ends, is_counted, strict=True):
+        episodes.add(step_costs, dones, counted)

@@ -18,7 +18,7 @@ from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cost_signal import CostSignal
 from sb3_cpo.env_facts import registered_cost_limit
-from sb3_cpo.episode_costs import CostEstimate
+from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.monitor import with_cost_monitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy, parameters_that_fit
 
@@ -67,6 +67,7 @@ class CostModel(OnPolicyAlgorithm):
         cost_gamma: float = 1.0,
         cost_gae_lambda: float = 0.95,
         cost_gae_gamma: float | None = None,
+        cost_estimator: CostEstimator = mean_cost,
         cost_shaping: FailurePredictor | None = None,
         missing_cost: str = "error",
         _init_setup_model: bool = True,
@@ -95,6 +96,7 @@ class CostModel(OnPolicyAlgorithm):
         self.cost_gamma = cost_gamma
         self.cost_gae_lambda = cost_gae_lambda
         self.cost_gae_gamma = cost_gae_gamma
+        self.cost_estimator = cost_estimator
         self.cost_shaping = cost_shaping
         self.missing_cost = missing_cost
 
@@ -125,13 +127,24 @@ class CostModel(OnPolicyAlgorithm):
         # SB3 builds policy and buffer from these; what the user passed is what is saved
         policy_kwargs, rollout_buffer_kwargs = self.policy_kwargs, self.rollout_buffer_kwargs
         if issubclass(self.policy_class, CostActorCriticPolicy):
-            self.policy_kwargs = {**policy_kwargs, "n_costs": self.n_costs if self.has_cost_critic else 0}
+            self.policy_kwargs = {
+                "normalize_observations": self._normalizes_observations(),
+                "standardize_returns": True,
+                **policy_kwargs,
+                "n_costs": self.n_costs if self.has_cost_critic else 0,
+            }
         self.rollout_buffer_kwargs = {"n_costs": self.n_costs, **rollout_buffer_kwargs}
         super()._setup_model()
         self.policy_kwargs, self.rollout_buffer_kwargs = policy_kwargs, rollout_buffer_kwargs
 
         if self.cost_shaping is not None:
             self.cost_shaping.setup(self.observation_space, self.n_costs, self.device)
+
+    def _normalizes_observations(self) -> bool:
+        """Whether the policy does it: where no ``VecNormalize`` did when the model was made. Saved with the model."""
+        vec_normalize = self.get_vec_normalize_env()
+        is_done_outside = vec_normalize is not None and vec_normalize.norm_obs
+        return vars(self).setdefault("normalize_observations", not is_done_outside)
 
     def _forget_costs(self) -> None:
         """What was counted before training began anew, or of other costs."""

@@ -92,10 +92,7 @@ class FailurePredictor:
                 f"not for {n_features} and {n_costs}: give each model its own"
             )
         self._network.to(device)
-        state: dict[str, Any] | None = self.__dict__.pop("_optimizer_state", None)
-        self._optimizer = th.optim.Adam(self._network.parameters(), lr=self.learning_rate)
-        if state is not None:
-            self._optimizer.load_state_dict(state)
+        self._make_optimizer()
 
     def __getstate__(self) -> dict[str, Any]:
         """Independent of the device: a model saved on a GPU loads on a CPU."""
@@ -103,7 +100,22 @@ class FailurePredictor:
         if self._network is not None:
             state["_network"] = deepcopy(self._network).cpu()
             state["_optimizer_state"] = state.pop("_optimizer").state_dict()
+            state["_device"] = th.device("cpu")
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy goes on where the original is, on the CPU until ``setup`` says otherwise."""
+        self.__dict__.update(state)
+        if self._network is not None:
+            self._make_optimizer()
+
+    def _make_optimizer(self) -> None:
+        assert self._network is not None
+        before: th.optim.Optimizer | None = self.__dict__.get("_optimizer")
+        state = self.__dict__.pop("_optimizer_state", None if before is None else before.state_dict())
+        self._optimizer = th.optim.Adam(self._network.parameters(), lr=self.learning_rate)
+        if state is not None:
+            self._optimizer.load_state_dict(state)
 
     def _features(self, obs: Any) -> th.Tensor:
         tensors = obs_as_tensor(obs, self._device)

@@ -10,9 +10,11 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_cpo import log_keys
 from sb3_cpo.buffers import CostRolloutBuffer
+from sb3_cpo.cost_filter import FilteredCost, filter_cost, first_filtered_cost
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.critics import CriticBatch
+from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region import TrustRegionStep
@@ -76,11 +78,14 @@ class CPO(TrustRegionAlgorithm):
         ``cost_gamma``, which discounts J. Below 1 it trades bias for variance (Schulman et al., 2016, section 3): an action is
         held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps
     :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
-        paper's. With few episodes in a rollout, a step is mostly fitted to their noise and does not lower costs as predicted;
-        earlier rollouts, weighted by importance ratios, lend it theirs
+        paper's. With few episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by
+        importance ratios, lend it theirs
+    :param n_noise_draws: Draws of random signs by which the noise of the gradients is measured: an update then expects of the
+        costs only what episodes have in common, and J is filtered over updates. 0: as in the paper, which trusts every batch
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors. 0 constrains the mean
     :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
         action), so that what every update fails to deliver does not become a lasting excess. 0 is the paper's: no margin
+    :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
     :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
     :param missing_cost: What a step without cost means: "error", or "zero" for environments that only mention costs
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -120,8 +125,10 @@ class CPO(TrustRegionAlgorithm):
         cost_gae_lambda: float = 0.95,
         cost_gae_gamma: float | None = None,
         n_cost_rollouts: int = 1,
+        n_noise_draws: int = 2,
         cost_confidence: float = 0.0,
         cost_margin_lr: float = 0.0,
+        cost_estimator: CostEstimator = mean_cost,
         cost_shaping: FailurePredictor | None = None,
         missing_cost: str = "error",
         _init_setup_model: bool = True,
@@ -157,11 +164,13 @@ class CPO(TrustRegionAlgorithm):
             cost_gamma=cost_gamma,
             cost_gae_lambda=cost_gae_lambda,
             cost_gae_gamma=cost_gae_gamma,
+            cost_estimator=cost_estimator,
             cost_shaping=cost_shaping,
             missing_cost=missing_cost,
             _init_setup_model=False,
         )
         self.n_cost_rollouts = n_cost_rollouts
+        self.n_noise_draws = n_noise_draws
         self.cost_confidence = cost_confidence
         self.cost_margin_lr = cost_margin_lr
 
@@ -170,11 +179,12 @@ class CPO(TrustRegionAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._recent = deque(maxlen=self.n_cost_rollouts)
+        self._recent: deque[CostBatch] = deque(maxlen=self.n_cost_rollouts)
 
     def _forget_costs(self) -> None:
         super()._forget_costs()
-        self._recent: deque[CostBatch] = deque(maxlen=self.n_cost_rollouts)
+        self._recent = deque(maxlen=self.n_cost_rollouts)
+        self.filtered_cost: FilteredCost | None = None
         self.margin = CostMargin(self.n_costs)
         self._watchdog = Watchdog()
 
@@ -192,10 +202,7 @@ class CPO(TrustRegionAlgorithm):
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
-        violation = rollout.violation
-        if self.cost_confidence > 0:
-            # No standard error is known from a single episode, and nothing is added
-            violation = violation + self.cost_confidence * np.nan_to_num(rollout.cost.standard_error)
+        violation = self._believed_cost(rollout.cost) - rollout.limit
 
         # 2. How its cost changes with the policy
         batch = self._cost_batch(rollout)
@@ -204,7 +211,7 @@ class CPO(TrustRegionAlgorithm):
         # 3. The step
         if self.cost_margin_lr == 0:
             self.margin = CostMargin(self.n_costs)
-        step = self._trust_region_step(rollout, batches, violation + self.margin.value)
+        step = self._trust_region_step(rollout, batches, violation + self.margin.value, n_noise_draws=self.n_noise_draws)
 
         # 4. What it teaches
         self._recent = deque(batches, maxlen=self.n_cost_rollouts)
@@ -212,6 +219,18 @@ class CPO(TrustRegionAlgorithm):
         self._watch(step, violation)
         self.ledger.predicted_change = step.predicted_cost_change
         return self._describe(rollout, step, violation)
+
+    def _believed_cost(self, cost: CostEstimate) -> np.ndarray:
+        """(n_costs,) J that the constraints are about: filtered where predictions can be trusted, and on the safe side."""
+        if self.n_noise_draws == 0:
+            # No standard error is known from a single episode, and nothing is added
+            return cost.mean + self.cost_confidence * np.nan_to_num(cost.standard_error)
+        if self.filtered_cost is None or self.ledger.predicted_change is None:
+            self.filtered_cost = first_filtered_cost(cost.mean, cost.standard_error)
+        else:
+            self.filtered_cost = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
+        filtered = self.filtered_cost
+        return filtered.mean + filtered.drift + self.cost_confidence * np.sqrt(filtered.variance + filtered.process_noise)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""
@@ -227,7 +246,9 @@ class CPO(TrustRegionAlgorithm):
         discounts = samples.cost_discounts
         baseline = (discounts * samples.cost_advantages).sum(dim=0) / discounts.sum(dim=0)
         advantages = discounts * (samples.cost_advantages - baseline) * rollout.cost.mean_length
-        return CostBatch(samples.observations, samples.actions, samples.old_log_prob, advantages, samples.cost_returns)
+        return CostBatch(
+            samples.observations, samples.actions, samples.old_log_prob, advantages, samples.cost_returns, samples.episodes
+        )
 
     def _fit_critics(self, rollout: Rollout, recent: Any = ()) -> Row:
         if self.n_cost_rollouts > 1:
@@ -236,6 +257,8 @@ class CPO(TrustRegionAlgorithm):
 
     def _describe(self, rollout: Rollout, step: TrustRegionStep, violation: np.ndarray) -> Row:
         row = log_keys.of_step(step) | log_keys.of_constraints(step, violation) | self._watchdog.row
+        if self.filtered_cost is not None:
+            row |= log_keys.of_filter(self.filtered_cost)
         if self.cost_margin_lr > 0:
             row |= log_keys.of_margin(self.margin.value)
         # Proposition 2 needs the advantages of the costs that J sums

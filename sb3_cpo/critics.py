@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples, slice_observations
+from sb3_cpo.standardized_head import StandardizedLinear
 
 # Observations for which values are predicted at once
 PREDICTION_CHUNK = 8192
@@ -89,6 +90,9 @@ def fit_critics(
     :param recent: rollouts that the cost critic is fitted to; empty: the buffer's
     """
     losses = CriticLosses([], [])
+    value_head = policy.value_net if isinstance(policy.value_net, StandardizedLinear) else None
+    if value_head is not None:
+        value_head.update(buffer.to_torch(buffer.returns).reshape(-1, 1))
     if has_cost_critic(policy):
         policy.update_cost_statistics(buffer.to_torch(buffer.cost_returns.astype(np.float32)))  # type: ignore[operator]
     for _ in range(n_epochs):
@@ -96,6 +100,9 @@ def fit_critics(
             values_pred = policy.predict_values(samples.observations)
             loss = F.mse_loss(samples.returns, values_pred.flatten())
             losses.value.append(loss.item())
+            if value_head is not None:
+                # In units of the standard deviation, as if the head were fitted to standardised returns
+                loss = loss / value_head.std[0] ** 2
             if has_cost_critic(policy):
                 batch = _minibatch(recent, samples)
                 cost_values_pred = policy.predict_standardised_cost_values(batch.observations)  # type: ignore[operator]

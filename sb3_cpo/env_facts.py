@@ -5,6 +5,8 @@ Workers of a ``SubprocVecEnv`` are asked for plain values only: one that cannot 
 user's lambda for instance, dies.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,32 @@ def max_episode_steps(env: VecEnv) -> int | None:
     """Time limit of an episode; None: there is none, or the environment does not say."""
     steps = getattr(_spec(env), "max_episode_steps", None) or _attribute(env, "_max_episode_steps")
     return steps if isinstance(steps, int) else None
+
+
+def episode_length(env: VecEnv) -> float | None:
+    """How long an episode may become: its time limit, else what monitors saw of those that ended; None: nobody knows."""
+    limit = max_episode_steps(env)
+    if limit is not None:
+        return limit
+    lengths = _attribute(env, "episode_lengths")
+    return float(np.mean(lengths[-100:])) if isinstance(lengths, list) and lengths else None
+
+
+@contextmanager
+def notice_resets(env: VecEnv, buffer: Any) -> Iterator[None]:
+    """Within a rollout, only others reset the environments, an evaluation for instance: tell the buffer."""
+    inner = env.unwrapped
+    reset = inner.reset
+
+    def noticed_reset() -> Any:
+        buffer.was_reset_outside = True
+        return reset()
+
+    inner.reset = noticed_reset  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del inner.reset
 
 
 def name_env(env: VecEnv, index: int | None = None) -> str:

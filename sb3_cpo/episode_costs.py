@@ -1,5 +1,6 @@
 """The mean cost of an episode under the current policy, from the episodes that ended in one rollout. Numpy only."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,32 @@ class CostEstimate(NamedTuple):
     standard_error: np.ndarray
     """(n_costs,) of the mean; NaN where fewer than two episodes ended."""
     n_episodes: int
-    """Episodes behind the mean. 0: none ended, and the mean is the cost so far plus the critic's value of what is to come."""
+    """Episodes behind the mean. 0: none ended, and the mean is made of what was seen of those in progress."""
     mean_length: float
     """Steps of an episode."""
     stale_share: float
     """Share of these episodes' steps that were played before this rollout, by older policies."""
+
+
+class EndedEpisodes(NamedTuple):
+    """What an estimator of J is given: the episodes that ended in a rollout, at least one."""
+
+    costs: np.ndarray
+    """(n_episodes, n_costs) discounted sums"""
+    lengths: np.ndarray
+    """(n_episodes,) steps"""
+
+
+CostEstimator = Callable[[EndedEpisodes], tuple[np.ndarray, np.ndarray]]
+"""An estimator of J: from episodes to J and its standard error, (n_costs,) each, the latter NaN where it is not known."""
+
+
+def mean_cost(episodes: EndedEpisodes) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over episodes, as the paper has it."""
+    costs = episodes.costs
+    if len(costs) < 2:
+        return costs.mean(axis=0), np.full(costs.shape[1], np.nan)
+    return costs.mean(axis=0), costs.std(axis=0, ddof=1) / np.sqrt(len(costs))
 
 
 class EpisodeCosts:
@@ -41,24 +63,31 @@ class EpisodeCosts:
         self._stale_lengths = self.lengths.copy()
         self._ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, costs: np.ndarray, dones: np.ndarray) -> None:
+    def add(self, costs: np.ndarray, dones: np.ndarray, is_counted: np.ndarray | None = None) -> None:
         """
         One step of every environment.
 
         :param costs: (n_envs, n_costs)
         :param dones: (n_envs,) whether the step ended its episode
+        :param is_counted: (n_envs,) whether an episode that ends here counts; None: all do
         """
         self.sums += self.discounts * costs
         self.discounts *= self.gamma
         self.lengths += 1
         if dones.any():
-            self._ended.append((self.sums[dones], self.lengths[dones], self._stale_lengths[dones]))
-            self.sums[dones] = 0.0
-            self.discounts[dones] = 1.0
-            self.lengths[dones] = 0
-            self._stale_lengths[dones] = 0
+            counted = dones if is_counted is None else dones & is_counted
+            if counted.any():
+                self._ended.append((self.sums[counted], self.lengths[counted], self._stale_lengths[counted]))
+            self.restart(dones)
 
-    def _discounted(self, n_steps: np.ndarray) -> np.ndarray:
+    def restart(self, envs: np.ndarray) -> None:
+        """The episodes of these environments begin anew: (n_envs,) booleans."""
+        self.sums[envs] = 0.0
+        self.discounts[envs] = 1.0
+        self.lengths[envs] = 0
+        self._stale_lengths[envs] = 0
+
+    def _discounted(self, n_steps: np.ndarray | float) -> np.ndarray | float:
         """What a cost of 1 per step sums up to."""
         return n_steps if self.gamma == 1 else (1 - self.gamma**n_steps) / (1 - self.gamma)
 
@@ -67,30 +96,42 @@ class EpisodeCosts:
         """Costs of the episodes that ended in this rollout, (n_episodes, n_costs)."""
         return np.concatenate([self.sums[:0], *(sums for sums, _, _ in self._ended)])
 
-    def estimate(self, cut_values: np.ndarray | None = None, max_episode_steps: int | None = None) -> CostEstimate:
+    def estimate(
+        self,
+        cut_values: np.ndarray | None = None,
+        max_episode_steps: float | None = None,
+        estimator: CostEstimator = mean_cost,
+    ) -> CostEstimate:
         """
         J from every episode that ended in this rollout. No window over older rollouts: their policies were others.
 
-        Where no episode ended, the estimate is the mean over environments of the cost so far plus ``cut_values``.
-
-        :param cut_values: (n_envs, n_costs) cost still to come at the end of the rollout (None: there is no critic, and what
-            is left of ``max_episode_steps`` is taken to cost as much per step as what was played)
-        :param max_episode_steps: length to assume where no episode ended (None: the mean length so far)
+        :param cut_values: (n_envs, n_costs) cost still to come at the end of the rollout, None where no critic says it. Used
+            only where no episode ended, see :meth:`_extrapolate`
+        :param max_episode_steps: how long an episode may become; None: nobody knows
+        :param estimator: what J is of the episodes that ended
         """
         if not self._ended:
-            length = float(max_episode_steps or max(self.lengths.mean(), 1.0))
-            if cut_values is None:
-                cost_per_step = self.sums.sum(axis=0) / max(self._discounted(self.lengths).sum(), 1.0)
-                cut_values = self._discounted(np.maximum(length - self.lengths, 0.0))[:, None] * cost_per_step
-            so_far = self.sums + self.discounts * cut_values
-            unknown = np.full(self.sums.shape[1], np.nan)
-            stale_share = float(self._stale_lengths.sum() / max(self.lengths.sum(), 1))
-            return CostEstimate(so_far.mean(axis=0), unknown, 0, length, stale_share)
-        episodes = self.episodes
-        lengths = np.concatenate([lengths for _, lengths, _ in self._ended])
+            return self._extrapolate(cut_values, max_episode_steps)
+        ended = EndedEpisodes(self.episodes, np.concatenate([lengths for _, lengths, _ in self._ended]))
+        mean, error = estimator(ended)
         stale = np.concatenate([stale for _, _, stale in self._ended])
-        n_episodes = len(episodes)
-        error = np.full(episodes.shape[1], np.nan) if n_episodes < 2 else episodes.std(axis=0, ddof=1) / np.sqrt(n_episodes)
         return CostEstimate(
-            episodes.mean(axis=0), error, n_episodes, float(lengths.mean()), float(stale.sum() / lengths.sum())
+            mean, error, len(ended.costs), float(ended.lengths.mean()), float(stale.sum() / ended.lengths.sum())
         )
+
+    def _extrapolate(self, cut_values: np.ndarray | None, max_episode_steps: float | None) -> CostEstimate:
+        """
+        No episode ended. The episodes in progress have cost something so far; what is left of them, up to the time limit, is
+        taken to cost as much per step. Where no time limit is known, it is what the critic says: nobody else knows how long an
+        episode is. A critic that says more than the rate so far is believed too, one that says less is not: it may be
+        untrained, and this estimate must not be too low by construction.
+        """
+        length = float(max_episode_steps or max(self.lengths.mean(), 1.0))
+        cost_per_step = self.sums.sum(axis=0) / max(float(np.sum(self._discounted(self.lengths))), 1.0)
+        left = np.maximum(length - self.lengths, 0.0)
+        to_come = np.asarray(self._discounted(left))[:, None] * cost_per_step
+        if cut_values is not None:
+            to_come = np.maximum(to_come, cut_values)
+        mean = (self.sums + self.discounts * to_come).mean(axis=0)
+        stale_share = float(self._stale_lengths.sum() / max(self.lengths.sum(), 1))
+        return CostEstimate(mean, np.full(self.sums.shape[1], np.nan), 0, length, stale_share)

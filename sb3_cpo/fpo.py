@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.episode_costs import CostEstimator, mean_cost
 from sb3_cpo.pdo import PDO
 
 
@@ -62,6 +63,7 @@ class FPO(PDO):
         Setting it to auto, the code will be run on the GPU if possible.
     :param cost_gamma: Discount factor of the costs in J. With 1, ``cost_limit`` bounds the plain sum of an episode's costs
     :param penalty_coef: Weight of the cost, one number or one per constraint. The paper tries 1, 5 and 50
+    :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
     :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
     :param missing_cost: What a step without cost means: "error", or "zero" for environments that only mention costs
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -99,6 +101,7 @@ class FPO(PDO):
         device: th.device | str = "auto",
         cost_gamma: float = 1.0,
         penalty_coef: float | Sequence[float] = 1.0,
+        cost_estimator: CostEstimator = mean_cost,
         cost_shaping: FailurePredictor | None = None,
         missing_cost: str = "error",
         _init_setup_model: bool = True,
@@ -133,6 +136,7 @@ class FPO(PDO):
             device=device,
             cost_gamma=cost_gamma,
             penalty_coef=penalty_coef,
+            cost_estimator=cost_estimator,
             cost_shaping=cost_shaping,
             missing_cost=missing_cost,
             penalty_lr=0.0,

@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import explained_variance
 from torch import nn
 
 from sb3_cpo.buffers import CostRolloutBuffer
+from sb3_cpo.cost_filter import FilteredCost
 from sb3_cpo.cost_ledger import CostLedger
 from sb3_cpo.critics import CriticLosses
 from sb3_cpo.trust_region import TrustRegionStep
@@ -53,12 +54,18 @@ def of_constraints(step: TrustRegionStep, violation: np.ndarray) -> Row:
         "train/linear_cost_change": step.step_size * step.linear_cost_change,
         "train/cost_surrogate": step.cost_surrogate_change,
         "train/predicted_cost_change": step.predicted_cost_change,
+        **({} if step.gradient_noise is None else {"train/cost_gradient_noise": step.gradient_noise[1:]}),
     }
 
 
 def of_violation(violation: np.ndarray) -> Row:
     """(n_costs,) J minus limit."""
     return {"train/violation": violation}
+
+
+def of_filter(filtered: FilteredCost) -> Row:
+    """What is believed of J, and its rise per update that no prediction holds."""
+    return {"train/ep_cost_filtered": filtered.mean, "train/cost_drift": filtered.drift}
 
 
 def of_margin(margin: np.ndarray) -> Row:

@@ -13,6 +13,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from sb3_cpo.cost_limits import MAX_COSTS
+
 
 class CostMonitor(Monitor[ObsType, ActType]):
     """
@@ -35,14 +37,15 @@ class CostMonitor(Monitor[ObsType, ActType]):
         override_existing: bool = True,
         cost_keys: tuple[str, ...] | None = None,
     ):
-        super().__init__(env, None, allow_early_resets, reset_keywords, info_keywords, override_existing)
+        # A cost that SB3 would keep the last value of has a column of its own
+        keys = tuple(key for key in info_keywords if key not in (cost_keys or ("cost",)))
+        super().__init__(env, None, allow_early_resets, reset_keywords, keys, override_existing)
         self.filename = filename
         self.override_existing = override_existing
         self.cost_keys = None if cost_keys is None else tuple(cost_keys)
         self.columns: tuple[str, ...] = self.cost_keys or ("cost",)
         self.episode_costs: dict[str, float] = {}
-        self._has_seen_costs = False
-        self._silence = np.nan
+        self._mentioned: set[str] = set()
         self._open_results()
 
     def _open_results(self) -> None:
@@ -54,7 +57,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
             self.filename,
             header={"t_start": self.t_start, "env_id": str(self.env.spec.id if self.env.spec is not None else None)},
             extra_keys=self.reset_keywords + self.info_keywords + self.columns,
-            override_existing=self.override_existing,
+            override_existing=self.override_existing or not _has_rows(self.filename),
         )
 
     def watch_costs(self, cost_keys: tuple[str, ...]) -> None:
@@ -75,31 +78,35 @@ class CostMonitor(Monitor[ObsType, ActType]):
         finally:
             self.results_writer = writer
         costs = self._costs(info)
-        if not self._has_seen_costs and (costs or self.total_steps == 1):
-            self._has_seen_costs = bool(costs)
-            # The header can change as long as no row is written
-            if tuple(costs) != self.columns and not self.episode_returns[:-1]:
-                self.columns = tuple(costs)
+        self._mentioned |= set(costs)
+        # The header can change as long as no row is written; a cost that occurs later is in info["episode"] only
+        seen = tuple(sorted(self._mentioned, key=_cost_order))
+        columns = seen if self.cost_keys is None else self.columns
+        if columns != self.columns and (columns or self.total_steps == 1):
+            self.columns = columns
+            if not self.episode_returns[: len(self.episode_returns) - int(terminated or truncated)]:
                 self._open_results()
-            self.columns = tuple(costs)
-            # An environment that mentions a cost only when it occurs means 0 by silence
-            self._silence = np.nan if self.total_steps == 1 else 0.0
         for key in self.columns:
-            self.episode_costs[key] = self.episode_costs.get(key, 0.0) + costs.get(key, self._silence)
+            # An environment that mentions a cost only when it occurs means 0 by silence
+            self.episode_costs[key] = self.episode_costs.get(key, 0.0) + costs.get(key, 0.0)
         if terminated or truncated:
-            info["episode"].update({key: round(cost, 6) for key, cost in self.episode_costs.items()})
+            # A cost that was never mentioned is not known to be 0
+            sums = {key: cost if key in self._mentioned else np.nan for key, cost in self.episode_costs.items()}
+            info["episode"].update({key: round(cost, 6) for key, cost in sums.items()})
             if self.results_writer is not None:
-                columns = self.results_writer.logger.fieldnames
-                self.results_writer.write_row({key: value for key, value in info["episode"].items() if key in columns})
+                header = self.results_writer.logger.fieldnames
+                self.results_writer.write_row({key: value for key, value in info["episode"].items() if key in header})
         return observation, reward, terminated, truncated, info
 
     def _costs(self, info: Mapping[str, Any]) -> dict[str, float]:
         keys = self.cost_keys
         if keys is None:
-            keys = tuple(key for key, value in info.items() if _is_cost(key, value))
+            keys = tuple(str(key) for key in info if _is_cost(key, info[key]))
         costs: dict[str, float] = {}
         for key in keys:
-            value = np.asarray(info.get(key, np.nan), dtype=np.float64)
+            value = _as_numbers(info.get(key, ()))
+            if value is None or value.size == 0:
+                continue
             if value.size == 1:
                 costs[key] = float(value.item())
             else:
@@ -107,10 +114,38 @@ class CostMonitor(Monitor[ObsType, ActType]):
         return costs
 
 
+def _as_numbers(value: Any) -> np.ndarray | None:
+    """None for what is no array of numbers: text, ragged lists, tensors that require a gradient."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return array.astype(np.float64) if array.dtype.kind in "biuf" else None
+
+
 def _is_cost(key: Any, value: Any) -> bool:
-    """Not everything whose name begins like a cost's is a number: ``info["cost_name"] = "speed"``."""
-    is_named = key == "cost" or (isinstance(key, str) and key.startswith("cost_"))
-    return is_named and np.asarray(value).dtype.kind in "biuf"
+    """
+    Not everything whose name begins like a cost's is one: ``info["cost_name"] = "speed"``, a history, a map. Names that begin
+    with ``cost_`` stand for one number, ``cost`` for one per constraint.
+    """
+    if key != "cost" and not (isinstance(key, str) and key.startswith("cost_")):
+        return False
+    array = _as_numbers(value)
+    return array is not None and 0 < array.size <= (MAX_COSTS if key == "cost" else 1)
+
+
+def _cost_order(key: str) -> tuple[str, int]:
+    """cost, cost_0, cost_1, ... cost_10, and names by the alphabet."""
+    name, _, number = key.rpartition("_")
+    return (name, int(number)) if number.isdigit() else (key, -1)
+
+
+def _has_rows(filename: str) -> bool:
+    """Whether there is a file that can be appended to, under the name that SB3's ``ResultsWriter`` gives it."""
+    path = filename
+    if not filename.endswith(Monitor.EXT):
+        path = os.path.join(filename, Monitor.EXT) if os.path.isdir(filename) else f"{filename}.{Monitor.EXT}"
+    return os.path.exists(path) and os.path.getsize(path) > 0
 
 
 def with_cost_monitor(env: GymEnv, verbose: int = 0) -> GymEnv:

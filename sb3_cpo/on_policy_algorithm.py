@@ -14,12 +14,14 @@ from torch import nn
 from sb3_cpo import critics, log_keys
 from sb3_cpo.arguments import check_arguments
 from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples
+from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_model import CostModel
 from sb3_cpo.cost_signal import MissingCost
-from sb3_cpo.env_facts import check_finite, max_episode_steps, name_env
+from sb3_cpo.env_facts import check_finite, episode_length, name_env, notice_resets
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
 from sb3_cpo.monitor import CostMonitor
+from sb3_cpo.policies import CostActorCriticPolicy
 
 SelfConstrainedOnPolicyAlgorithm = TypeVar("SelfConstrainedOnPolicyAlgorithm", bound="ConstrainedOnPolicyAlgorithm")
 
@@ -90,7 +92,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
         try:
-            is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            with notice_resets(env, rollout_buffer):
+                is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
         except BaseException:
@@ -130,17 +133,18 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         buffer, step = self.rollout_buffer, self._rollout_callback.locals
         for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
             check_finite(what, values, step["env"], self.num_timesteps)
-        buffer.costs[buffer.pos] = self._read_costs(infos)
-        buffer.episode_ends[buffer.pos] = dones
+        costs, lengths = self._read_costs(infos), {}
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
             if "episode" in info:
                 self.ledger.returns.append(float(info["episode"]["r"]))
+                lengths[index] = info["episode"]["l"]
             terminal_obs = info.get("terminal_observation")
             check_finite("terminal observation", terminal_obs, step["env"], self.num_timesteps, index)
             # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
             if self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False):
                 buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
+        buffer.add_step_info(costs, dones, lengths)
         super()._update_info_buffer(infos, dones)
 
     def _read_costs(self, infos: list[dict[str, Any]]) -> np.ndarray:
@@ -158,15 +162,16 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """Add the buffer's first steps to the sums of the episodes in progress, with the bonus of shaping."""
         buffer = self.rollout_buffer
         bonus = None if self.cost_shaping is None else self.cost_shaping.shape(buffer, n_steps)
-        self.ledger.add_steps(buffer.costs[:n_steps], bonus, buffer.episode_ends[:n_steps], self.cost_gamma)
+        ends = Ends(buffer.episode_ends[:n_steps], buffer.is_counted[:n_steps], buffer.monitor_lengths[:n_steps])
+        self.ledger.add_steps(buffer.costs[:n_steps], bonus, ends, self.cost_gamma)
 
     def _complete_rollout(self) -> None:
         """
         The rollout is full: estimate J, the values of the costs and their advantages. The buffer calls this before it computes
         the reward advantages, so that callbacks see everything in ``on_rollout_end``.
         """
-        buffer, ledger = self.rollout_buffer, self.ledger
-        assert self.env is not None
+        buffer, ledger, env = self.rollout_buffer, self.ledger, self.env
+        assert env is not None
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if self.cost_gamma < 1:
             buffer.cost_discounts = self.cost_gamma ** ledger.steps_in_episode(buffer.episode_ends)[:, :, None]
@@ -177,7 +182,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             # Values with another discount than J's say nothing about what is still to come of J
             cut_values = last_values if buffer.cost_gamma == self.cost_gamma else None
         before = ledger.estimate
-        estimate = ledger.close_rollout(cut_values, max_episode_steps(self.env))
+        # Asked only where it is needed: environments may be other processes
+        length = None if buffer.is_counted.any() else episode_length(env)
+        estimate = ledger.close_rollout(cut_values, length, self.cost_estimator)
         is_known = estimate.n_episodes > 0
         if not is_known and self.n_costs > 0 and (before is None or before.n_episodes > 0):
             warnings.warn(
@@ -208,6 +215,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         try:
             rollout = self._rollout()
             row = self._update_policy(rollout) | self._fit_critics(rollout)
+            if isinstance(self.policy, CostActorCriticPolicy):
+                self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())
         except BaseException:
             put_back()
             raise

@@ -12,6 +12,7 @@ from sb3_cpo import log_keys
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.episode_costs import CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region_algorithm import TrustRegionAlgorithm
@@ -71,6 +72,7 @@ class PDO(TrustRegionAlgorithm):
     :param cost_gamma: Discount factor of the costs in J. With 1, ``cost_limit`` bounds the plain sum of an episode's costs
     :param penalty_coef: Penalty to begin with, one number or one per constraint (the paper: 0; 1000 in a variant)
     :param penalty_lr: Step size of the penalty
+    :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
     :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
     :param missing_cost: What a step without cost means: "error", or "zero" for environments that only mention costs
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -114,6 +116,7 @@ class PDO(TrustRegionAlgorithm):
         cost_gamma: float = 1.0,
         penalty_coef: float | Sequence[float] = 0.0,
         penalty_lr: float = 0.01,
+        cost_estimator: CostEstimator = mean_cost,
         cost_shaping: FailurePredictor | None = None,
         missing_cost: str = "error",
         _init_setup_model: bool = True,
@@ -147,6 +150,7 @@ class PDO(TrustRegionAlgorithm):
             seed=seed,
             device=device,
             cost_gamma=cost_gamma,
+            cost_estimator=cost_estimator,
             cost_shaping=cost_shaping,
             missing_cost=missing_cost,
             _init_setup_model=False,

@@ -11,6 +11,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDict
 from torch import nn
 
+from sb3_cpo.observation_normalizer import ObservationNormalizer, normalized_keys
+from sb3_cpo.standardized_head import StandardizedLinear
+
 
 class CostActorCriticPolicy(ActorCriticPolicy):
     """
@@ -20,15 +23,14 @@ class CostActorCriticPolicy(ActorCriticPolicy):
     layers of the cost critic (those of ``vf`` when absent). The cost critic is a network of its own, with one output per
     constraint. It has its own features extractor when ``share_features_extractor=False``.
 
-    The cost critic's outputs are standardised by ``cost_value_mean`` and ``cost_value_std``, running statistics of its
-    targets (an episode's cost may be 0.1 or 1000); :meth:`predict_cost_values` gives values in units of the cost.
+    The cost critic is fitted to standardised targets (an episode's cost may be 0.1 or 1000); :meth:`predict_cost_values` gives
+    values in units of the cost.
 
-    :param n_costs: Number of constraints. The algorithm fills it in. With 0 the policy is SB3's.
+    :param n_costs: Number of constraints. The algorithm fills it in. With 0 there is no cost critic.
+    :param normalize_observations: Standardise observations by their running mean and variance, which are part of the policy's
+        parameters. The algorithm fills it in: it does where the observations are vectors and no ``VecNormalize`` does
+    :param standardize_returns: Fit the reward critic to standardised returns too. The algorithm fills it in
     """
-
-    cost_value_mean: th.Tensor
-    cost_value_std: th.Tensor
-    cost_value_count: th.Tensor
 
     def __init__(
         self,
@@ -37,9 +39,13 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         *args: Any,
         n_costs: int = 0,
+        normalize_observations: bool = False,
+        standardize_returns: bool = False,
         **kwargs: Any,
     ):
         self.n_costs = n_costs
+        self.standardize_returns = standardize_returns
+        self.normalize_observations = normalize_observations and bool(normalized_keys(observation_space))
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -49,17 +55,42 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             share_features_extractor=self.share_features_extractor,
             normalize_images=self.normalize_images,
             n_costs=self.n_costs,
+            normalize_observations=self.normalize_observations,
+            standardize_returns=self.standardize_returns,
         )
         return data
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        if self.n_costs == 0:
-            return
-        # The random numbers that the rest of training draws stay those of SB3
-        with th.random.fork_rng(devices=[]):
-            self._build_cost_critic()
+        if self.standardize_returns:
+            head = StandardizedLinear(self.value_net.in_features, 1)
+            # As SB3 has initialised it
+            head.load_state_dict(self.value_net.state_dict(), strict=False)
+            self.value_net = head
+        if self.n_costs > 0:
+            # The random numbers that the rest of training draws stay those of SB3
+            with th.random.fork_rng(devices=[]):
+                self._build_cost_critic()
+        if self.normalize_observations:
+            self.observation_normalizer = ObservationNormalizer(self.observation_space)
+            # Whatever the actor and the critics see comes through these; modules that share one see it once
+            extractors = [module for name, module in self.named_children() if name.endswith("features_extractor")]
+            for extractor in dict.fromkeys(extractors):
+                extractor.register_forward_pre_hook(self._normalize)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _normalize(self, extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.observation_normalizer(args[0]), *args[1:])
+
+    def update_observation_statistics(self, observations: Any) -> None:
+        """
+        Take a rollout's observations into the running statistics, if there are any. The policy changes with them, so this is
+        done between updates; it does so less and less, as their number grows.
+
+        :param observations: (n, ...), a dictionary of arrays for a ``Dict`` space
+        """
+        if self.normalize_observations:
+            self.observation_normalizer.update(observations)
 
     def _build_cost_critic(self) -> None:
         if self.share_features_extractor:
@@ -68,22 +99,21 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             self.cvf_features_extractor = self.make_features_extractor()
         layers = self.net_arch.get("cvf", self.net_arch.get("vf", [])) if isinstance(self.net_arch, dict) else self.net_arch
         self.cost_mlp_extractor = nn.Sequential(*create_mlp(self.features_dim, -1, list(layers), self.activation_fn))
-        self.cost_value_net = nn.Linear(layers[-1] if layers else self.features_dim, self.n_costs)
+        self.cost_value_net = StandardizedLinear(layers[-1] if layers else self.features_dim, self.n_costs)
         if self.ortho_init:
             self.cost_mlp_extractor.apply(lambda module: self.init_weights(module, gain=np.sqrt(2)))
-            self.init_weights(self.cost_value_net, gain=1)
             if not self.share_features_extractor:
                 self.cvf_features_extractor.apply(lambda module: self.init_weights(module, gain=np.sqrt(2)))
-        self.register_buffer("cost_value_mean", th.zeros(self.n_costs))
-        self.register_buffer("cost_value_std", th.ones(self.n_costs))
-        self.register_buffer("cost_value_count", th.zeros(()))
+        # No opinion about costs, whatever their unit, before any was seen
+        nn.init.zeros_(self.cost_value_net.weight)
+        nn.init.zeros_(self.cost_value_net.bias)
 
     def reset_cost_critic(self) -> None:
         """Forget what was learned of the costs: the cost critic and its statistics begin anew."""
         with th.random.fork_rng(devices=[]):
             fresh = type(self)(**{**self._get_constructor_parameters(), "lr_schedule": lambda _: 1.0})
         extractor = () if self.share_features_extractor else ("cvf_features_extractor",)
-        names = ("cost_mlp_extractor", "cost_value_net", "cost_value_mean", "cost_value_std", "cost_value_count", *extractor)
+        names = ("cost_mlp_extractor", "cost_value_net", *extractor)
         state = {name: value for name, value in fresh.state_dict().items() if name.startswith(names)}
         self.load_state_dict(state, strict=False)
         for name, param in self.named_parameters():
@@ -95,7 +125,7 @@ class CostActorCriticPolicy(ActorCriticPolicy):
 
     def predict_standardised_cost_values(self, obs: PyTorchObs) -> th.Tensor:
         """The cost critic's raw outputs, (batch_size, n_costs): what its loss compares with :meth:`standardise_costs`."""
-        return self.cost_value_net(self.cost_mlp_extractor(self.extract_cost_features(obs)))
+        return self.cost_value_net.standardized(self.cost_mlp_extractor(self.extract_cost_features(obs)))
 
     def predict_cost_values(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -104,35 +134,18 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         :param obs: Observation
         :return: (batch_size, n_costs), in units of the costs
         """
-        return self.predict_standardised_cost_values(obs) * self.cost_value_std + self.cost_value_mean
+        return self.cost_value_net(self.cost_mlp_extractor(self.extract_cost_features(obs)))
 
     def standardise_costs(self, cost_returns: th.Tensor) -> th.Tensor:
-        return (cost_returns - self.cost_value_mean) / self.cost_value_std
+        return self.cost_value_net.standardize(cost_returns)
 
-    @th.no_grad()
     def update_cost_statistics(self, cost_returns: th.Tensor) -> None:
         """
-        Take new targets into the running statistics, and rewrite the output layer so that no prediction changes
-        (van Hasselt et al., 2016, "Learning values across many orders of magnitude").
+        Take new targets of the cost critic into its statistics; no prediction changes.
 
-        :param cost_returns: targets of the cost critic, (n, n_costs)
+        :param cost_returns: (n, n_costs)
         """
-        old_mean, old_std = self.cost_value_mean.clone(), self.cost_value_std.clone()
-        # Old batches count for at most nine tenths: the targets move with the policy
-        weight = 1.0 / min(float(self.cost_value_count) + 1.0, 10.0)
-        mean, variance = cost_returns.mean(dim=0), cost_returns.var(dim=0, unbiased=False)
-        shift = mean - old_mean
-        # A standard deviation of exactly 1 stands for no spread so far, and must not count as one
-        old_variance = th.where(old_std == 1, th.zeros_like(old_std), old_std**2)
-        new_variance = (1 - weight) * (old_variance + weight * shift**2) + weight * variance
-        self.cost_value_mean += weight * shift
-        # A cost that never occurs has no spread; its targets are then left unscaled
-        self.cost_value_std.copy_(th.where(new_variance > 1e-12, new_variance.sqrt(), th.ones_like(old_std)))
-        self.cost_value_count += 1
-        self.cost_value_net.weight *= (old_std / self.cost_value_std).unsqueeze(1)
-        self.cost_value_net.bias.copy_(
-            (self.cost_value_net.bias * old_std + old_mean - self.cost_value_mean) / self.cost_value_std
-        )
+        self.cost_value_net.update(cost_returns)
 
 
 class CostActorCriticCnnPolicy(CostActorCriticPolicy):

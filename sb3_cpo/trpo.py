@@ -12,6 +12,7 @@ from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_limits import CostLimit, CostLimits
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cost_signal import CostSignal
+from sb3_cpo.episode_costs import CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region_algorithm import TrustRegionAlgorithm
@@ -67,6 +68,7 @@ class TRPO(TrustRegionAlgorithm):
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
     :param cost_gamma: Discount factor of the costs in J. With 1, ``cost_limit`` bounds the plain sum of an episode's costs
+    :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
     :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
     :param missing_cost: What a step without cost means where ``cost_limit`` names one: "error" or "zero"
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -106,6 +108,7 @@ class TRPO(TrustRegionAlgorithm):
         seed: int | None = None,
         device: th.device | str = "auto",
         cost_gamma: float = 1.0,
+        cost_estimator: CostEstimator = mean_cost,
         cost_shaping: FailurePredictor | None = None,
         missing_cost: str = "error",
         _init_setup_model: bool = True,
@@ -139,6 +142,7 @@ class TRPO(TrustRegionAlgorithm):
             seed=seed,
             device=device,
             cost_gamma=cost_gamma,
+            cost_estimator=cost_estimator,
             cost_shaping=cost_shaping,
             missing_cost=missing_cost,
             _init_setup_model=_init_setup_model,

@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_cpo.dual import Dual, is_row_vanishing, recovery_coefficients, solve_dual
+from sb3_cpo.gradient_noise import constraint_basis, subtract_noise
 
 Parameters = Sequence[nn.Parameter]
 Solver = Callable[[float, np.ndarray, np.ndarray, np.ndarray, float], Dual | None]
@@ -23,6 +24,22 @@ class Surrogates(NamedTuple):
     """(n_costs,) surrogate episode costs, in units of an episode's cost"""
     kl_div: th.Tensor
     """() mean KL divergence from the policy that collected the data"""
+
+
+class NoiseProbe(NamedTuple):
+    """
+    The surrogates with random signs: every advantage multiplied by its episode's, the same for objective and costs.
+
+    The gradients of a batch are sums over its episodes, ``b = sum_e b_e``. Random signs keep what single episodes contribute,
+    ``E[b_z b_z'] = sum_e b_e b_e'``, and lose what episodes have in common: their Gram matrix is what noise alone produces.
+    """
+
+    objective: th.Tensor
+    """(n_draws,)"""
+    costs: th.Tensor
+    """(n_draws, n_costs)"""
+    n_episodes: int
+    """Independent contributions to the gradients."""
 
 
 class LineSearch(NamedTuple):
@@ -57,6 +74,8 @@ class TrustRegionStep(NamedTuple):
     cg_residual: float
     """Largest relative residual of the conjugate gradients."""
     rejections: dict[str, int]
+    gradient_noise: np.ndarray | None = None
+    """(1 + n_costs,) share of g.H^-1 g and of each b_i.H^-1 b_i that noise alone produces; None: not measured."""
 
 
 def flat_grad(output: th.Tensor, params: Parameters, create_graph: bool = False, retain_graph: bool = True) -> th.Tensor:
@@ -105,12 +124,13 @@ def conjugate_gradient(
             break
         products = matrix_vector_product(directions[active])
         curvatures = (directions[active] * products).sum(dim=1)
-        alphas = (residual_norms[active] / curvatures).unsqueeze(1)
+        # No curvature, which damping would have given: such a row stops where it is
+        alphas = th.where(curvatures > 0, residual_norms[active] / curvatures, th.zeros_like(curvatures)).unsqueeze(1)
         solutions[active] += alphas * directions[active]
         residuals[active] -= alphas * products
         new_norms = (residuals[active] ** 2).sum(dim=1)
         directions[active] = residuals[active] + (new_norms / residual_norms[active]).unsqueeze(1) * directions[active]
-        residual_norms[active] = new_norms
+        residual_norms[active] = th.where(curvatures > 0, new_norms, th.zeros_like(new_norms))
     return solutions * norms, residual_norms
 
 
@@ -131,6 +151,7 @@ def line_search(
     target_kl: float,
     shrinking_factor: float = 0.8,
     max_iter: int = 15,
+    optimism: np.ndarray | None = None,
 ) -> LineSearch:
     """
     Move the parameters by the largest of ``step * shrinking_factor**j`` that keeps the constraints, or not at all.
@@ -141,9 +162,11 @@ def line_search(
     :param step: (n_params,)
     :param old: surrogates at the present parameters
     :param violation: (n_costs,) episode cost minus limit
+    :param optimism: (n_costs,) by how much the whole step lowers the surrogates, but not the costs (noise of the batch)
     """
     old_params = th.cat([param.detach().flatten() for param in params])
     room = th.as_tensor(np.maximum(-violation, 0.0), dtype=old.costs.dtype, device=old.costs.device)
+    hidden_rise = th.zeros_like(old.costs) if optimism is None else th.as_tensor(optimism).to(old.costs)
     is_violated = bool((violation > 0).any())
     rejections = dict.fromkeys(REJECTIONS, 0)
     for trial in range(max_iter):
@@ -154,7 +177,7 @@ def line_search(
             rejections["not_finite"] += 1
         elif new.kl_div > target_kl:
             rejections["kl"] += 1
-        elif bool((new.costs - old.costs > room).any()):
+        elif bool((new.costs - old.costs + step_size * hidden_rise > room).any()):
             rejections["cost"] += 1
         elif not is_violated and not new.objective > old.objective:
             rejections["objective"] += 1
@@ -176,6 +199,7 @@ def trust_region_step(
     line_search_max_iter: int = 15,
     evaluate_kl: Callable[[], th.Tensor] | None = None,
     solve: Solver = solve_dual,
+    probe_noise: Callable[[], NoiseProbe] | None = None,
 ) -> TrustRegionStep:
     """
     Change the parameters by an approximate solution of ``max objective`` subject to ``violation + change of costs <= 0``
@@ -191,40 +215,65 @@ def trust_region_step(
     :param line_search_max_iter: trials of the line search
     :param evaluate_kl: KL divergence for the Fisher matrix, where it is to be estimated on fewer states
     :param solve: the step in the span of H^-1 g and H^-1 B, see :func:`~sb3_cpo.dual.solve_dual`; PCPO, for one, has another
+    :param probe_noise: the same surrogates with random signs, differentiable: the costs are then expected to change by what
+        episodes have in common only, and not by what is fitted to the noise of the batch. None: as in the paper
     """
     # 1. Gradients of the objective (g) and of the costs (B), and the curvature (H)
     surrogates = evaluate()
-    gradients = th.stack([flat_grad(output, params) for output in (surrogates.objective, *surrogates.costs)])
+    outputs = [surrogates.objective, *surrogates.costs]
+    n_signals = len(outputs)
+    probe = probe_noise() if probe_noise is not None and n_signals > 1 else None
+    if probe is not None:
+        for objective, costs in zip(probe.objective, probe.costs, strict=True):
+            outputs += [objective, *costs]
+    gradients = th.stack([flat_grad(output, params) for output in outputs])
     grad_kl = flat_grad(surrogates.kl_div if evaluate_kl is None else evaluate_kl(), params, create_graph=True)
     old = Surrogates(*(value.detach() for value in surrogates))
 
     def hessian_vector_products(vectors: th.Tensor) -> th.Tensor:
         return fisher_vector_product(grad_kl, params, vectors, cg_damping)
 
-    # 2. H^-1 g and H^-1 B
+    # 2. H^-1 g and H^-1 B, and how much of their products is noise
     solutions, residuals = conjugate_gradient(hessian_vector_products, gradients, cg_max_steps)
     products = (gradients.double() @ solutions.double().T).cpu().numpy()
-    q, r, S = float(products[0, 0]), products[1:, 0], products[1:, 1:]
+    gram = products[:n_signals, :n_signals]
+    honest, gradient_noise = gram, None
+    if probe is not None:
+        honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], probe.n_episodes)
+    solutions, gradients = solutions[:n_signals], gradients[:n_signals]
 
     # 3. The trust-region problem, in these n_costs + 1 directions
+    basis = constraint_basis(gram, honest)
+    q, r, S = float(gram[0, 0]), honest[1:, 0], honest[1:] @ basis.T
     dual = solve(q, r, S, violation, target_kl)
     if dual is None:
         lam, nu = 0.0, np.zeros(len(violation))
-        coefficients = np.concatenate([[0.0], -recovery_coefficients(S, violation, target_kl)])
+        coefficients = -recovery_coefficients(S, violation, target_kl) @ basis
     else:
         lam, nu = dual.lam, dual.nu
-        coefficients = np.concatenate([[dual.g_coef], -dual.b_coef])
+        coefficients = -dual.b_coef @ basis
+        coefficients[0] += dual.g_coef
     step = th.as_tensor(coefficients, dtype=solutions.dtype, device=solutions.device) @ solutions
     # Conjugate gradients that stopped early leave r and S inexact; the size of the step is checked against H itself
     curvature = float(step @ hessian_vector_products(step.unsqueeze(0))[0])
     if curvature > 2 * target_kl:
-        step *= np.sqrt(2 * target_kl / curvature)
+        shortening = np.sqrt(2 * target_kl / curvature)
+        step, coefficients = step * shortening, coefficients * shortening
+    optimism = ((honest - gram) @ coefficients)[1:]
 
     # 4. Move, unless nothing local helps
     search = LineSearch(0.0, old, dict.fromkeys(REJECTIONS, 0))
     if step.any():
         search = line_search(
-            params, step, evaluate, old, violation, target_kl, shrinking_factor=shrinking_factor, max_iter=line_search_max_iter
+            params,
+            step,
+            evaluate,
+            old,
+            violation,
+            target_kl,
+            shrinking_factor=shrinking_factor,
+            max_iter=line_search_max_iter,
+            optimism=None if probe is None else optimism,
         )
     cost_surrogate_change = (search.surrogates.costs - old.costs).cpu().numpy().astype(np.float64)
     return TrustRegionStep(
@@ -235,10 +284,11 @@ def trust_region_step(
         is_feasible=dual is not None,
         linear_cost_change=(gradients[1:] @ step).cpu().numpy().astype(np.float64),
         cost_surrogate_change=cost_surrogate_change,
-        predicted_cost_change=cost_surrogate_change,
+        predicted_cost_change=cost_surrogate_change if probe is None else search.step_size * (honest @ coefficients)[1:],
         objective_change=float(search.surrogates.objective - old.objective),
         is_vanishing=is_row_vanishing(S, violation, target_kl),
         reachable_cost_change=np.sqrt(2 * target_kl * np.maximum(np.diagonal(S), 0.0)),
         cg_residual=float(residuals.max().sqrt()),
         rejections=search.rejections,
+        gradient_noise=gradient_noise,
     )

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.dual import solve_dual
 from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm, Rollout
-from sb3_cpo.trust_region import Solver, Surrogates, TrustRegionStep, trust_region_step
+from sb3_cpo.trust_region import NoiseProbe, Solver, Surrogates, TrustRegionStep, trust_region_step
 
 # Truncated importance sampling (Ionides, 2008): in rollouts of earlier policies, no single sample decides the surrogate
 MAX_RATIO = 10.0
@@ -29,6 +29,8 @@ class CostBatch(NamedTuple):
     """(batch_size, n_costs) centred, in units of an episode's cost"""
     returns: th.Tensor
     """(batch_size, n_costs) the cost critic's targets"""
+    episodes: th.Tensor
+    """(batch_size,) number of the sample's episode"""
 
 
 class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
@@ -76,12 +78,14 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         cost_batches: Sequence[CostBatch] = (),
         violation: np.ndarray | None = None,
         solve: Solver = solve_dual,
+        n_noise_draws: int = 0,
     ) -> TrustRegionStep:
         """
         Raise the surrogate return, subject to ``violation + change of the cost surrogates <= 0`` and ``KL <= target_kl``.
 
         :param cost_batches: what the cost surrogates are estimated on, this rollout last; empty: no constraints
         :param violation: (n_costs,) one per constraint
+        :param n_noise_draws: draws of random signs by which the noise of the gradients is measured; 0: it is not
         :param solve: which step in the span of the gradients, see :func:`~sb3_cpo.trust_region.trust_region_step`
         """
         samples = rollout.samples
@@ -104,6 +108,16 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
                 kl_div=mean_kl_divergence(old_distribution, distribution),
             )
 
+        def probe_noise() -> NoiseProbe:
+            log_prob = self.policy.get_distribution(samples.observations).log_prob(samples.actions)
+            ratio = th.exp(log_prob - samples.old_log_prob)
+            signs = [_random_signs(batch.episodes, n_noise_draws) for batch in cost_batches]
+            return NoiseProbe(
+                objective=(signs[-1] * ratio * advantages).mean(dim=1),
+                costs=self._cost_surrogates(cost_batches, ratio, signs),
+                n_episodes=sum(int(batch.episodes.unique().numel()) for batch in cost_batches),
+            )
+
         def evaluate_kl() -> th.Tensor:
             return mean_kl_divergence(old_thinned_distribution, self.policy.get_distribution(thinned.observations))
 
@@ -118,13 +132,17 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             line_search_max_iter=self.line_search_max_iter,
             evaluate_kl=evaluate_kl if self.fisher_sub_sampling_factor > 1 else None,
             solve=solve,
+            probe_noise=probe_noise if n_noise_draws > 0 else None,
         )
 
-    def _cost_surrogates(self, cost_batches: Sequence[CostBatch], ratio: th.Tensor) -> th.Tensor:
+    def _cost_surrogates(
+        self, cost_batches: Sequence[CostBatch], ratio: th.Tensor, signs: Sequence[th.Tensor] | None = None
+    ) -> th.Tensor:
         """
         (n_costs,), mean over rollouts. Ratios of earlier rollouts are truncated.
 
         :param ratio: (batch_size,) of the last entry, which is this rollout's
+        :param signs: (n_draws, batch_size) each, to multiply the advantages with; the result is (n_draws, n_costs) then
         """
         if not cost_batches:
             return ratio.new_zeros(0)
@@ -132,12 +150,16 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         for batch in cost_batches[:-1]:
             log_prob = self.policy.get_distribution(batch.observations).log_prob(batch.actions)
             ratios.append(th.exp(log_prob - batch.old_log_prob).clamp(max=MAX_RATIO))
-        return th.stack(
-            [
-                (ratio.unsqueeze(1) * batch.advantages).mean(dim=0)
-                for batch, ratio in zip(cost_batches, [*ratios, ratio], strict=True)
-            ]
-        ).mean(dim=0)
+        weighted = [ratio.unsqueeze(1) * batch.advantages for batch, ratio in zip(cost_batches, [*ratios, ratio], strict=True)]
+        if signs is None:
+            return th.stack([terms.mean(dim=0) for terms in weighted]).mean(dim=0)
+        return th.stack([sign @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
+
+
+def _random_signs(episodes: th.Tensor, n_draws: int) -> th.Tensor:
+    """(n_draws, batch_size) of +1 and -1, one per episode."""
+    signs = 2.0 * th.randint(2, (n_draws, int(episodes.max()) + 1), device=episodes.device) - 1.0
+    return signs[:, episodes]
 
 
 def mean_kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:

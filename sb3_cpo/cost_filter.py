@@ -1,0 +1,67 @@
+"""
+The mean cost of an episode (J), filtered over updates: what an update was expected to change, and what the rollouts show.
+
+A rollout measures J with a standard error; an update whose predictions come true says how J has moved since the last rollout.
+A Kalman filter weighs one against the other. Its process noise, and a drift that no prediction holds (the second-order term of
+Corollary 2 of the paper), are learned from the difference between measurement and prediction. Numpy only.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Share of the newest difference in the process noise, and the least process noise as a share of the measurement's
+NOISE_RATE, LEAST_NOISE = 0.1, 0.05
+# Step size of the drift
+DRIFT_RATE = 0.15
+
+
+class FilteredCost(NamedTuple):
+    """What is known of J. Arrays have shape (n_costs,)."""
+
+    mean: np.ndarray
+    """J of the policy that played the last rollout"""
+    variance: np.ndarray
+    """of the mean"""
+    process_noise: np.ndarray
+    """variance that one update adds"""
+    drift: np.ndarray
+    """rise of J per update that no prediction holds, >= 0"""
+
+
+def first_filtered_cost(mean: np.ndarray, standard_error: np.ndarray) -> FilteredCost:
+    """
+    The first measurement is all that is known.
+
+    :param mean: (n_costs,) J of a rollout
+    :param standard_error: (n_costs,) of it, NaN where it is not known
+    """
+    variance = np.nan_to_num(standard_error) ** 2
+    return FilteredCost(np.array(mean, dtype=np.float64), variance, variance.copy(), np.zeros_like(variance))
+
+
+def filter_cost(
+    before: FilteredCost, predicted_change: np.ndarray, mean: np.ndarray, standard_error: np.ndarray
+) -> FilteredCost:
+    """
+    One update, and the rollout that measured what came of it.
+
+    :param predicted_change: (n_costs,) change of J that the update expected
+    :param mean: (n_costs,) J of the rollout
+    :param standard_error: (n_costs,) of it; NaN where it is not known: the measurement then counts as much as the prediction
+    """
+    predicted = before.mean + predicted_change + before.drift
+    variance = before.variance + before.process_noise
+    measured_variance = np.where(np.isnan(standard_error), variance, np.nan_to_num(standard_error) ** 2)
+    total = variance + measured_variance
+    # Without any noise, what is measured is true
+    gain = np.divide(variance, total, out=np.ones_like(total), where=total > 0)
+    gain = np.where(measured_variance == 0, 1.0, gain)
+    difference = mean - predicted
+    surprise = np.maximum(difference**2 - measured_variance, LEAST_NOISE * measured_variance)
+    return FilteredCost(
+        predicted + gain * difference,
+        (1 - gain) * variance,
+        (1 - NOISE_RATE) * before.process_noise + NOISE_RATE * surprise,
+        np.maximum(before.drift + DRIFT_RATE * gain * difference, 0.0),
+    )

@@ -1,0 +1,54 @@
+"""
+How much of a step is noise: the Gram matrix of the gradients without what the noise of the batch adds to it. Numpy only.
+
+A batch is E independent episodes, so every gradient is a sum over episodes, b = sum_e b_e, and
+
+    E[b.H^-1 b] = (true b).H^-1 (true b) + tr(H^-1 Cov(b)).
+
+With many parameters and few episodes, the second term is the larger one. A solver that sees b.H^-1 b believes that moving
+along -H^-1 b lowers the cost by as much, of which that part exists on this batch alone. With one random sign per episode,
+E[b_z b_z'] = sum_e b_e b_e': the Gram matrix of sign-flipped gradients is what noise produces, and can be subtracted.
+"""
+
+import numpy as np
+
+# A signal's own product keeps at least this share: a draw of signs may say that there is more noise than there is anything
+LEAST_SIGNAL = 0.05
+
+
+def subtract_noise(gram: np.ndarray, noise_products: np.ndarray, n_episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The Gram matrix of the gradients without what the noise of the batch adds to it.
+
+    :param gram: (k, k) of the gradients of k signals
+    :param noise_products: (n_draws k, n_draws k) of their gradients under random signs, draw by draw
+    :param n_episodes: independent contributions to each gradient
+    :return: an unbiased estimate of the Gram matrix of the true gradients, but for bounds that keep its diagonal positive and
+        its entries below their Cauchy-Schwarz limits; and the share of noise in each signal's own product, (k,)
+    """
+    k = len(gram)
+    draws = [noise_products[start : start + k, start : start + k] for start in range(0, len(noise_products), k)]
+    noise = np.mean(draws, axis=0)
+    diagonal = np.diagonal(gram)
+    share = np.divide(np.diagonal(noise), diagonal, out=np.zeros(k), where=diagonal > 0)
+    if n_episodes < 2:
+        # What single episodes have in common cannot be seen in one of them
+        return gram, share
+    honest = (gram - noise) * n_episodes / (n_episodes - 1)
+    own = np.clip(np.diagonal(honest), LEAST_SIGNAL * diagonal, diagonal)
+    bound = np.sqrt(np.outer(own, own))
+    honest = np.clip((honest + honest.T) / 2, -bound, bound)
+    np.fill_diagonal(honest, own)
+    return honest, share
+
+
+def constraint_basis(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
+    """
+    B M^-1: the combinations of the signals' natural gradients along which each cost changes most, for the length that they
+    have. (n_costs, 1 + n_costs); the rows of the identity where there is no noise.
+    """
+    if honest is gram:
+        return np.eye(len(gram))[1:]
+    scale = np.sqrt(np.maximum(np.diagonal(gram), np.finfo(float).tiny))
+    cosines = gram / scale / scale[:, None]
+    return honest[1:] / scale @ np.linalg.pinv(cosines, rcond=1e-10, hermitian=True) / scale

@@ -1,0 +1,99 @@
+"""Running statistics of observations inside the policy: what ``VecNormalize`` does outside, without a second file to keep."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from torch import nn
+
+# As VecNormalize
+CLIP, EPSILON = 10.0, 1e-8
+
+
+class RunningMoments(nn.Module):
+    """
+    Mean and variance of all observations so far, per entry; part of the ``state_dict``.
+
+    :param shape: of one observation
+    """
+
+    mean: th.Tensor
+    variance: th.Tensor
+    count: th.Tensor
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.register_buffer("mean", th.zeros(shape))
+        self.register_buffer("variance", th.ones(shape))
+        self.register_buffer("count", th.zeros(()))
+
+    def forward(self, obs: th.Tensor) -> th.Tensor:
+        """As it is before the first update, then standardised and clipped."""
+        if self.count == 0:
+            return obs
+        return ((obs - self.mean) / (self.variance + EPSILON).sqrt()).clamp(-CLIP, CLIP)
+
+    def update(self, obs: np.ndarray) -> None:
+        """
+        Take observations into the moments (Chan et al., 1983, in double precision).
+
+        :param obs: (n, *shape)
+        """
+        obs = obs.astype(np.float64)
+        n, count = len(obs), float(self.count)
+        mean, variance = self.mean.cpu().numpy().astype(np.float64), self.variance.cpu().numpy().astype(np.float64)
+        new_mean, new_variance = obs.mean(axis=0), obs.var(axis=0)
+        total = count + n
+        delta = new_mean - mean
+        # Before the first update, the variance of 1 stands for nothing that was seen
+        squares = variance * count + new_variance * n + (delta**2 * count * n / total if count else 0.0)
+        merged = new_mean if count == 0 else mean + delta * n / total
+        self.mean.copy_(th.as_tensor(merged))
+        self.variance.copy_(th.as_tensor(squares / total))
+        self.count.fill_(total)
+
+
+class ObservationNormalizer(nn.Module):
+    """
+    Standardises observations that are vectors of numbers; images, discrete observations and the like pass as they are.
+
+    The statistics rest during a rollout and are updated between updates, so that old and new log-probabilities of a rollout
+    are of the same inputs. In the first rollout observations are not standardised: nothing has been seen.
+
+    :param space: of the observations; a ``Dict`` is treated part by part
+    """
+
+    def __init__(self, space: spaces.Space):
+        super().__init__()
+        self._keys = normalized_keys(space)
+        self.moments = nn.ModuleList(RunningMoments(_part(space, key).shape) for key in self._keys)  # type: ignore[arg-type]
+
+    def forward(self, obs: Any) -> Any:
+        """
+        :param obs: preprocessed observations, (n, ...); a dictionary of them for a ``Dict`` space
+        """
+        if not isinstance(obs, dict):
+            return self.moments[0](obs)
+        moments = dict(zip(self._keys, self.moments, strict=True))
+        return {key: moments[key](value) if key in moments else value for key, value in obs.items()}
+
+    @th.no_grad()
+    def update(self, obs: Any) -> None:
+        """
+        :param obs: (n, ...) observations as the environment gave them; a dictionary of them for a ``Dict`` space
+        """
+        for key, moments in zip(self._keys, self.moments, strict=True):
+            moments.update(obs if key is None else obs[key])  # type: ignore[operator]
+
+
+def normalized_keys(space: spaces.Space) -> list[str | None]:
+    """Keys of a ``Dict`` space whose parts are vectors of numbers; [None] for such a space itself; else empty."""
+    keys: list[str | None] = list(space.spaces) if isinstance(space, spaces.Dict) else [None]
+    parts = {key: _part(space, key) for key in keys}
+    return [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
+
+
+def _part(space: spaces.Space, key: str | None) -> spaces.Space:
+    return space if key is None else space[key]  # type: ignore[index]
