@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import safe_envs  # noqa: F401
-from safe_envs.gather import GRID, GatherTask, find_taken, place_objects, sense
-from safe_envs.robots import ANT, POINT, RobotEnv
+from safe_envs.mujoco.gather import GRID, GatherTask, find_taken, place_objects, sense
+from safe_envs.mujoco.robot_env import RobotEnv
+from safe_envs.mujoco.robots import ANT, POINT
 
 HALF_PI = np.pi / 2
 

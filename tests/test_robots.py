@@ -7,9 +7,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from safe_envs import robots
-from safe_envs.circle import CircleScenery, CircleTask
-from safe_envs.robots import ANT, HUMANOID, POINT, RobotEnv
+from safe_envs.mujoco import robots
+from safe_envs.mujoco.circle import CircleScenery, CircleTask
+from safe_envs.mujoco.robot_env import RobotEnv
+from safe_envs.mujoco.robots import ANT, HUMANOID, POINT
 
 ALL_ROBOTS = [POINT, ANT, HUMANOID]
 

@@ -24,7 +24,7 @@ from safe_envs.tabular import (
     trust_region_update,
     unroll,
 )
-from safe_envs.tabular_vec_env import TabularVecEnv
+from safe_envs.tabular.vec_env import TabularVecEnv
 
 N_PAIRS = 1000
 STAY, SWITCH = 0, 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import safe_envs
-from safe_envs.velocity import ROBOT_CLASSES, VelocityTask, moving_speed, speed_cost
+from safe_envs.mujoco.velocity import ROBOT_CLASSES, VelocityTask, moving_speed, speed_cost
 
 THRESHOLDS = {
     "Ant": 2.6222,
@@ -99,7 +99,7 @@ def test_planar_robots_may_run_backwards_and_the_others_not_even_sideways():
 @pytest.mark.parametrize(("robot", "threshold"), THRESHOLDS.items())
 def test_threshold_is_the_registered_one(robot, threshold):
     spec = gym.spec(f"Safe{robot}Velocity-v0")
-    assert spec.kwargs == {"robot": robot, "threshold": threshold}
+    assert spec.kwargs == {"robot": robot, "cost_limit": 25.0, "threshold": threshold}
     assert spec.max_episode_steps == 1000
 
 

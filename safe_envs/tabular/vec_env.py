@@ -8,7 +8,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from safe_envs.tabular import TabularCMDP, TabularEnv, cost_info
+from safe_envs.tabular.cmdp import TabularCMDP
+from safe_envs.tabular.env import TabularEnv, cost_info
 
 
 class TabularVecEnv(VecEnv):
