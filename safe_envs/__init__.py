@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from safe_envs.mujoco.vec_env import BatchVecEnv as BatchVecEnv
     from safe_envs.mujoco.velocity import VelocityTask as VelocityTask
     from safe_envs.wrappers import CostWrapper as CostWrapper
+    from safe_envs.wrappers import ExceedanceCost as ExceedanceCost
     from safe_envs.wrappers import SixTupleWrapper as SixTupleWrapper
 
 _MODULE_OF = {
@@ -32,6 +33,7 @@ _MODULE_OF = {
     "BatchVecEnv": "mujoco.vec_env",
     "CircleTask": "mujoco.circle",
     "CostWrapper": "wrappers",
+    "ExceedanceCost": "wrappers",
     "GatherTask": "mujoco.gather",
     "Outcome": "mujoco.task",
     "Robot": "mujoco.robots",

@@ -18,12 +18,15 @@ class TabularEnv(gym.Env[np.int64, np.int64]):
     never by a time limit. So the mean plain sum of rewards and costs over episodes is exactly what :func:`evaluate` computes,
     and the best policy of the observation is exactly what :func:`solve_cmdp` finds.
 
+    The attribute ``cost_limit`` holds the limits.
+
     :param cost_names: info keys, one per constraint; by default ``info["cost"]``, a float or, for several, an array (n_costs,)
     """
 
     def __init__(self, cmdp: TabularCMDP, cost_names: Sequence[str] | None = None) -> None:
         self.cmdp = cmdp
         self.cost_names = cost_names
+        self.cost_limit = named_limits(cmdp, cost_names)
         self.cumulative = cumulative_transitions(cmdp)
         self.observation_space = spaces.Discrete(cmdp.n_states)
         self.action_space = spaces.Discrete(cmdp.n_actions)
@@ -48,6 +51,14 @@ def cumulative_transitions(cmdp: TabularCMDP) -> np.ndarray:
     """Distribution functions of the next state; a uniform number above all entries of a row ends the episode."""
     cumulative = np.cumsum(cmdp.gamma * cmdp.transitions, axis=-1)
     return np.where(cumulative > 1 - 1e-12, 1.0, cumulative)
+
+
+def named_limits(cmdp: TabularCMDP, cost_names: Sequence[str] | None) -> float | list[float] | dict[str, float]:
+    """The limits in the form of the costs of a step: a number, one for each entry, or one for each name."""
+    limits = cmdp.cost_limit.tolist()
+    if cost_names is not None:
+        return dict(zip(cost_names, limits, strict=True))
+    return limits[0] if len(limits) == 1 else limits
 
 
 def cost_info(costs: np.ndarray, cost_names: Sequence[str] | None) -> dict[str, Any]:

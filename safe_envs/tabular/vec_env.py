@@ -30,6 +30,7 @@ class TabularVecEnv(VecEnv):
         super().__init__(n_envs, env.observation_space, env.action_space)
         self.cmdp = cmdp
         self.cost_names = cost_names
+        self.cost_limit = env.cost_limit
         self.cumulative = env.cumulative
         self.rng = np.random.default_rng(seed)
         self.states = np.zeros(n_envs, dtype=np.int64)
