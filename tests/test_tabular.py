@@ -567,6 +567,18 @@ def test_environment_passes_gymnasiums_checker(cmdp):
     check_env(TabularEnv(cmdp), skip_render_check=True)
 
 
+def test_environments_carry_the_limits_of_the_problem():
+    one, two = (random_cmdp(np.random.default_rng(0), n_costs=n_costs) for n_costs in (1, 2))
+    first, second = two.cost_limit
+    for cmdp, names, expected in (
+        (one, None, one.cost_limit[0]),
+        (two, None, [first, second]),
+        (two, ("cost_a", "cost_b"), {"cost_a": first, "cost_b": second}),
+    ):
+        assert TabularEnv(cmdp, names).get_wrapper_attr("cost_limit") == expected
+        assert TabularVecEnv(cmdp, 3, cost_names=names).get_attr("cost_limit") == [expected] * 3
+
+
 @pytest.mark.parametrize("gamma", [0.5, 0.9])
 def test_episode_sums_agree_with_the_evaluation(gamma):
     cmdp = random_cmdp(np.random.default_rng(7), n_costs=2, gamma=gamma)
