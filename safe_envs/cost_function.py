@@ -45,7 +45,7 @@ def match_arguments(cost_fn: CostFunction) -> Arguments:
     unknown = [
         p for p in parameters if p not in named and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
-    is_positional = takes_any_position or any(p.kind is not p.KEYWORD_ONLY for p in unknown)
+    is_positional = takes_any_position or bool(unknown)
     if is_positional:
         in_order = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(IN_ORDER)]
         is_misplaced = any(p in named and p.name != expected for p, expected in zip(in_order, IN_ORDER, strict=False))

@@ -68,10 +68,9 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
             raise TypeError(f"cost_fn must be callable as cost_fn(obs, action, next_obs, info), got {cost_fn!r}")
         if cost_fn is not None and total_key is not None:
             raise ValueError(f"give cost_fn or total_key={total_key!r}, not both")
-        # No deep copies: a function may belong to a simulator, or hold a lock
         gym.utils.RecordConstructorArgs.__init__(
             self,
-            _disable_deepcopy=True,
+            # Shared: the arguments are copied deeply, and a function may belong to a simulator, or hold a lock
             cost_fn=None if cost_fn is None else SharedFunction(cost_fn),
             terminal_cost=terminal_cost,
             total_key=total_key,
