@@ -69,7 +69,7 @@ def _raise_unknown(cost_fn: CostFunction, unknown: list[inspect.Parameter]) -> N
     )
 
 
-class SharedFunction:
+class UncopiedFunction:
     """
     A function as it stands in the ``spec`` of a wrapped environment. gymnasium copies specs deeply and SB3's processes pickle
     them: the function is never copied, and pickled by value where it has no import path.
@@ -78,11 +78,11 @@ class SharedFunction:
     def __init__(self, function: CostFunction):
         self.function = function
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SharedFunction":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "UncopiedFunction":
         return self
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SharedFunction) and self.function == other.function
+        return isinstance(other, UncopiedFunction) and self.function == other.function
 
     def __hash__(self) -> int:
         return hash(self.function)
@@ -90,7 +90,7 @@ class SharedFunction:
     def __repr__(self) -> str:
         return repr(self.function)
 
-    def __reduce__(self) -> tuple[Callable[..., "SharedFunction"], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., "UncopiedFunction"], tuple[Any, ...]]:
         try:
             return _unpickle, (cloudpickle.dumps(self.function),)
         except Exception as error:
@@ -98,12 +98,12 @@ class SharedFunction:
             return _replace, (repr(self.function), str(error))
 
 
-def _unpickle(content: bytes) -> SharedFunction:
-    return SharedFunction(cloudpickle.loads(content))
+def _unpickle(content: bytes) -> UncopiedFunction:
+    return UncopiedFunction(cloudpickle.loads(content))
 
 
-def _replace(name: str, error: str) -> SharedFunction:
+def _replace(name: str, error: str) -> UncopiedFunction:
     def cost_fn(*_: Any) -> float:
         raise TypeError(f"the cost function {name} did not come with the environment's spec, it cannot be pickled: {error}")
 
-    return SharedFunction(cost_fn)
+    return UncopiedFunction(cost_fn)

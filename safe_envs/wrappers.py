@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from safe_envs.cost_function import BY_NAME, IN_ORDER, CostFunction, SharedFunction, match_arguments
+from safe_envs.cost_function import BY_NAME, IN_ORDER, CostFunction, UncopiedFunction, match_arguments
 
 CostLimit = float | Mapping[str, float]
 
@@ -62,7 +62,7 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         total_key: str | None = None,
         cost_limit: CostLimit | None = None,
     ):
-        if isinstance(cost_fn, SharedFunction):  # from a spec
+        if isinstance(cost_fn, UncopiedFunction):  # from a spec
             cost_fn = cost_fn.function
         if cost_fn is not None and not callable(cost_fn):
             raise TypeError(f"cost_fn must be callable as cost_fn(obs, action, next_obs, info), got {cost_fn!r}")
@@ -70,8 +70,8 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
             raise ValueError(f"give cost_fn or total_key={total_key!r}, not both")
         gym.utils.RecordConstructorArgs.__init__(
             self,
-            # Shared: the arguments are copied deeply, and a function may belong to a simulator, or hold a lock
-            cost_fn=None if cost_fn is None else SharedFunction(cost_fn),
+            # The arguments are copied deeply, and a function may belong to a simulator, or hold a lock
+            cost_fn=None if cost_fn is None else UncopiedFunction(cost_fn),
             terminal_cost=terminal_cost,
             total_key=total_key,
             cost_limit=cost_limit,
