@@ -1,24 +1,26 @@
 """Wrappers that give a user's own environment a cost."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-CostFunction = Callable[[Any, Any, Any, dict[str, Any]], float | np.ndarray | Mapping[str, float]]
+from safe_envs.cost_function import BY_NAME, IN_ORDER, CostFunction, UncopiedFunction, match_arguments
+
+CostLimit = float | Mapping[str, float]
 
 
-def add_cost(info: dict[str, Any], cost: Any) -> None:
+def read_costs(cost: Any) -> dict[str, Any]:
     """
-    Put the cost of a step into its ``info``.
+    Check the cost of a step.
 
-    :param info: changed in place
-    :param cost: a number or an array (n_costs,), which becomes ``info["cost"]``; or a mapping from keys to numbers, merged
-        key by key: one key for each constraint
+    :param cost: a number or an array (n_costs,), which gets the key "cost"; or a mapping from keys to numbers
+    :return: a float or a float array for each key
+    :raises TypeError, ValueError: if a cost is no number, or not finite
     """
-    costs = cost if isinstance(cost, Mapping) else {"cost": cost}
+    costs: dict[str, Any] = dict(cost) if isinstance(cost, Mapping) else {"cost": cost}
     if not costs:
         raise ValueError("the cost of a step is an empty mapping: it needs a key for each constraint")
     for key, value in costs.items():
@@ -27,40 +29,174 @@ def add_cost(info: dict[str, Any], cost: Any) -> None:
             raise TypeError(f"the cost {key!r} must be a number or a one-dimensional array, got {value!r}")
         if not np.isfinite(array).all():
             raise ValueError(f"the cost {key!r} is not finite: {value!r}")
-        info[key] = float(array) if array.ndim == 0 else array.astype(np.float64)
+        costs[key] = float(array) if array.ndim == 0 else array.astype(np.float64)
+    return costs
 
 
 class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """
     Any environment and a function: an environment with a cost.
 
-    ``cost_fn(obs, action, next_obs, info)`` is called after every step and returns a number, an array (one entry for each
-    constraint) or a mapping from info keys to numbers (named constraints).
+    ``cost_fn`` is called after every step and returns a number or an array (one entry for each constraint), which becomes
+    ``info["cost"]``, or a mapping from info keys to numbers (named constraints). It gets what its parameters name, as many
+    of them as it likes: ``obs`` (before the step), ``action``, ``next_obs``, ``info``, ``reward``, ``terminated``,
+    ``truncated``. Parameters of other names get the first four of these by position.
 
     :param env: the environment
-    :param cost_fn: the cost of a step
+    :param cost_fn: the cost of a step; None: the environment's own costs are kept
+    :param terminal_cost: added to the cost of a step in which the episode terminates (a time limit is no termination); a
+        mapping from keys to numbers for named costs, where a key that is new makes a cost of its own
+    :param total_key: in place of ``cost_fn``, a key of ``info`` under which the environment keeps a running total of its cost:
+        the increase in this step becomes ``info["cost"]``. It begins with what ``info`` of the reset says, else with 0.
+    :param cost_limit: bound on an episode's mean cost, or a mapping from the keys of named costs to their bounds. The wrapper
+        only carries it, as the attribute ``cost_limit``, from which an algorithm can read it; None for none.
+    :raises TypeError: if ``cost_fn`` is not callable, or asks for what a step does not have
     """
 
-    def __init__(self, env: gym.Env, cost_fn: CostFunction):
-        gym.utils.RecordConstructorArgs.__init__(self, cost_fn=cost_fn)
-        super().__init__(env)
-        if not callable(cost_fn):
+    def __init__(
+        self,
+        env: gym.Env,
+        cost_fn: CostFunction | None = None,
+        *,
+        terminal_cost: CostLimit = 0.0,
+        total_key: str | None = None,
+        cost_limit: CostLimit | None = None,
+    ):
+        if isinstance(cost_fn, UncopiedFunction):  # from a spec
+            cost_fn = cost_fn.function
+        if cost_fn is not None and not callable(cost_fn):
             raise TypeError(f"cost_fn must be callable as cost_fn(obs, action, next_obs, info), got {cost_fn!r}")
+        if cost_fn is not None and total_key is not None:
+            raise ValueError(f"give cost_fn or total_key={total_key!r}, not both")
+        gym.utils.RecordConstructorArgs.__init__(
+            self,
+            # The arguments are copied deeply, and a function may belong to a simulator, or hold a lock
+            cost_fn=None if cost_fn is None else UncopiedFunction(cost_fn),
+            terminal_cost=terminal_cost,
+            total_key=total_key,
+            cost_limit=cost_limit,
+        )
+        super().__init__(env)
         self.cost_fn = cost_fn
+        self.total_key = total_key
+        self.cost_limit = cost_limit
+        self._arguments = None if cost_fn is None else match_arguments(cost_fn)
+        self._terminal_costs = {} if terminal_cost == 0.0 else read_costs(terminal_cost)
+        self._is_terminal_cost_named = isinstance(terminal_cost, Mapping)
+        if cost_fn is None and total_key is None and not self._terminal_costs and cost_limit is None:
+            raise ValueError("CostWrapper has nothing to do: give cost_fn, total_key, terminal_cost or cost_limit")
         self._observation: Any = None
+        self._total: Any = 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self._observation = copy.deepcopy(observation)
+        self._keep(observation)
+        self._total = 0.0 if self.total_key is None else copy.copy(info.get(self.total_key, 0.0))
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         next_observation, reward, terminated, truncated, info = self.env.step(action)
         info = dict(info)
-        add_cost(info, self.cost_fn(self._observation, action, next_observation, info))
-        # A copy: some environments change their observation in place
-        self._observation = copy.deepcopy(next_observation)
+        values = (self._observation, action, next_observation, info, reward, terminated, truncated)
+        costs = self._step_costs(values)
+        if self._terminal_costs:
+            self._add_terminal_costs(costs, info, terminated)
+        info.update(costs)
+        self._keep(next_observation)
         return next_observation, reward, terminated, truncated, info
+
+    def _keep(self, observation: Any) -> None:
+        """Keep an observation for the next step, as a copy: some environments change theirs in place."""
+        if self._arguments is not None and self._arguments.asks_for("obs"):
+            self._observation = copy.deepcopy(observation)
+
+    def _step_costs(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        info = values[3]
+        if self.cost_fn is not None and self._arguments is not None:
+            named = dict(zip(BY_NAME, values, strict=True))
+            in_order = values[: len(IN_ORDER)] if self._arguments.is_positional else ()
+            return read_costs(self.cost_fn(*in_order, **{name: named[name] for name in self._arguments.names}))
+        if self.total_key is None:
+            return {}
+        if self.total_key not in info:
+            raise KeyError(f"total_key={self.total_key!r}, but the info of {self.env} holds {', '.join(map(repr, info))}")
+        total = copy.copy(info[self.total_key])
+        cost = np.subtract(total, self._total, dtype=np.float64)
+        self._total = total
+        return read_costs(cost)
+
+    def _add_terminal_costs(self, costs: dict[str, Any], info: dict[str, Any], terminated: bool) -> None:
+        if costs and not self._is_terminal_cost_named and "cost" not in costs:
+            raise ValueError(
+                f"terminal_cost={self._terminal_costs['cost']} is one number, but the costs are named {', '.join(costs)}: "
+                "say which one it belongs to, as in terminal_cost={name: number}"
+            )
+        for key, terminal_cost in self._terminal_costs.items():
+            cost = costs[key] if key in costs else read_costs({key: info.get(key, 0.0)})[key]
+            if np.shape(cost) != np.shape(terminal_cost):
+                raise ValueError(
+                    f"terminal_cost {terminal_cost} has shape {np.shape(terminal_cost)}, the cost {key!r} {np.shape(cost)}"
+                )
+            costs[key] = cost + terminal_cost if terminated else cost
+
+
+class ExceedanceCost(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """
+    Constrain how often episodes are too expensive: ``P(episode cost > limit) <= probability``.
+
+    In the step in which the sum of the episode's costs first exceeds ``limit``, ``info[key]`` is 1, else 0. So its sum is 1
+    for an episode that exceeds the limit and 0 for any other, and its mean over episodes, which an algorithm bounds, is the
+    probability. (With negative costs, an episode whose sum comes back below the limit counts, too.) The costs themselves are
+    left as they are.
+
+    :param env: an environment with a cost
+    :param limit: of one episode's sum of costs
+    :param probability: share of the episodes that may exceed it, carried as the attribute ``cost_limit``, a mapping
+        ``{key: probability}``; None leaves the environment's own ``cost_limit``
+    :param key: of the new cost
+    :param cost_key: of the cost that is summed, a number in every step's ``info``
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        limit: float,
+        probability: float | None = None,
+        key: str = "cost_exceeded",
+        cost_key: str = "cost",
+    ):
+        gym.utils.RecordConstructorArgs.__init__(self, limit=limit, probability=probability, key=key, cost_key=cost_key)
+        super().__init__(env)
+        if not np.isfinite(limit):
+            raise ValueError(f"limit must be a finite number, got {limit}")
+        if probability is not None:
+            if not 0.0 <= probability <= 1.0:
+                raise ValueError(f"probability must lie in [0, 1], got {probability}")
+            self.cost_limit = {key: probability}
+        self.limit = limit
+        self.key = key
+        self.cost_key = cost_key
+        self._sum = 0.0
+        self._has_exceeded = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._sum = 0.0
+        self._has_exceeded = False
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.cost_key not in info:
+            raise KeyError(f"cost_key={self.cost_key!r}, but the info of {self.env} holds {', '.join(map(repr, info))}")
+        if self.key in info:
+            raise ValueError(f"the info of {self.env} already holds {self.key!r}: choose another key")
+        cost = read_costs({self.cost_key: info[self.cost_key]})[self.cost_key]
+        if np.ndim(cost) != 0:
+            raise ValueError(f"ExceedanceCost sums one number, but info[{self.cost_key!r}] is {cost!r}")
+        self._sum += cost
+        exceeds_now = self._sum > self.limit and not self._has_exceeded  # costs may be negative: an episode counts once
+        self._has_exceeded = self._has_exceeded or exceeds_now
+        return observation, reward, terminated, truncated, {**info, self.key: float(exceeds_now)}
 
 
 class SixTupleWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -85,6 +221,4 @@ class SixTupleWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 f"returned {len(values)} values"
             )
         observation, reward, cost, terminated, truncated, info = values
-        info = dict(info)
-        add_cost(info, cost)
-        return observation, reward, bool(terminated), bool(truncated), info
+        return observation, reward, bool(terminated), bool(truncated), {**info, **read_costs(cost)}

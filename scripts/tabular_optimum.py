@@ -31,7 +31,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import sb3_cpo
 from safe_envs.tabular import Optimum, TabularCMDP, evaluate, random_cmdp, solve_cmdp, unroll
-from safe_envs.tabular_vec_env import TabularVecEnv
+from safe_envs.tabular.vec_env import TabularVecEnv
 
 FIXED_PENALTIES = (0.5, 0.8, 1.0, 1.25, 2.0)
 """In units of the optimal prices, which only the linear program knows: the search of a lucky tuner."""

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import safe_envs  # noqa: F401
-from safe_envs.circle import CircleTask, circle_cost, circle_reward, ring_mesh
-from safe_envs.robots import ANT, HUMANOID, POINT, RobotEnv
+from safe_envs.mujoco.circle import CircleTask, circle_cost, circle_reward, ring_mesh
+from safe_envs.mujoco.robot_env import RobotEnv
+from safe_envs.mujoco.robots import ANT, HUMANOID, POINT
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_sb3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import safe_envs
 
@@ -64,6 +66,50 @@ def test_ids_have_the_sizes_and_limits_of_the_specification(env_id):
         assert env.action_space == gym.spaces.Box(-1.0, 1.0, (n_actions,), np.float32)
     env.reset(seed=0)
     assert env.unwrapped.model.nq == len(env.unwrapped.data.qpos)
+
+
+COST_LIMITS = {
+    "SafePointCircle-v0": 5.0, "SafeAntCircle-v0": 10.0, "SafeHumanoidCircle-v0": 10.0,
+    "SafePointGather-v0": 0.1, "SafeAntGather-v0": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("env_id", ALL_IDS)
+def test_task_carries_the_cost_limit_of_its_paper(env_id):
+    expected = COST_LIMITS.get(env_id, 25.0)
+    assert gym.spec(env_id).kwargs["cost_limit"] == expected
+    assert gym.make(env_id).get_wrapper_attr("cost_limit") == expected
+    for vec_env_cls in (DummyVecEnv, safe_envs.BatchVecEnv):
+        assert make_vec_env(env_id, n_envs=2, vec_env_cls=vec_env_cls).get_attr("cost_limit") == [expected] * 2
+
+
+@pytest.mark.parametrize("env_id", ["SafePointCircle-v0", "SafePointGather-v0", "SafeAntVelocity-v0"])
+def test_another_cost_limit_goes_everywhere_and_changes_nothing_else(env_id):
+    env = gym.make(env_id, cost_limit=3)
+    assert env.spec.kwargs["cost_limit"] == 3
+    assert gym.spec(env_id).kwargs["cost_limit"] != 3
+    for twin in (
+        env,
+        gym.make(env.spec),
+        gym.make(EnvSpec.from_json(env.spec.to_json())),
+        pickle.loads(pickle.dumps(env)),
+    ):
+        assert twin.get_wrapper_attr("cost_limit") == 3
+        assert is_equal(run(twin, 1, 30), run(gym.make(env_id), 1, 30))
+    venv = make_vec_env(env_id, n_envs=2, env_kwargs={"cost_limit": 3}, vec_env_cls=safe_envs.BatchVecEnv)
+    venv.set_attr("cost_limit", 4.0)
+    assert venv.get_attr("cost_limit") == [4.0, 4.0]
+
+
+def test_processes_tell_the_cost_limit():
+    venv = make_vec_env("safe_envs:SafeAntCircle-v0", n_envs=1, vec_env_cls=SubprocVecEnv)
+    assert venv.get_attr("cost_limit") == [10.0]
+    venv.close()
+
+
+def test_task_composed_by_hand_has_the_limit_that_it_was_given():
+    assert safe_envs.CircleTask(safe_envs.RobotEnv(safe_envs.ANT)).cost_limit is None
+    assert safe_envs.CircleTask(safe_envs.RobotEnv(safe_envs.ANT), cost_limit=2.5).cost_limit == 2.5
 
 
 def run(env, seed, n_steps=60):

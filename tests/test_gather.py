@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import safe_envs  # noqa: F401
-from safe_envs.gather import GRID, GatherTask, find_taken, place_objects, sense
-from safe_envs.robots import ANT, POINT, RobotEnv
+from safe_envs.mujoco.gather import GRID, GatherTask, find_taken, place_objects, sense
+from safe_envs.mujoco.robot_env import RobotEnv
+from safe_envs.mujoco.robots import ANT, POINT
 
 HALF_PI = np.pi / 2
 
@@ -269,3 +270,17 @@ def test_one_kind_alone_works(kwargs):
 def test_a_copy_keeps_the_activity_range():
     env = gym.make("SafePointGather-v0").unwrapped
     assert pickle.loads(pickle.dumps(env)).position_limit == env.position_limit == 6
+
+
+def test_what_is_taken_is_sensed_no_more():
+    env = GatherTask(RobotEnv(POINT), n_apples=1, n_bombs=1)
+    env.reset(seed=0)
+    env.unwrapped.set_state(np.zeros(3), np.zeros(3))
+    objects = np.array([[[3.0, 0.1], [0.1, 3.0]]])
+    readings = {}
+    for apple_is_taken in (False, True):
+        for bomb_is_taken in (False, True):
+            episode = {"objects": objects, "is_taken": np.array([[apple_is_taken, bomb_is_taken]])}
+            bins = env.observe(env.robot_env.robot_state, episode)[0, 9:]
+            readings[apple_is_taken, bomb_is_taken] = (bins[:10] > 0).sum(), (bins[10:] > 0).sum()
+    assert readings == {(False, False): (1, 1), (True, False): (0, 1), (False, True): (1, 0), (True, True): (0, 0)}

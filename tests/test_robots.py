@@ -7,9 +7,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from safe_envs import robots
-from safe_envs.circle import CircleScenery, CircleTask
-from safe_envs.robots import ANT, HUMANOID, POINT, RobotEnv
+from safe_envs.mujoco import robots
+from safe_envs.mujoco.circle import CircleScenery, CircleTask
+from safe_envs.mujoco.robot_env import RobotEnv
+from safe_envs.mujoco.robots import ANT, HUMANOID, POINT
 
 ALL_ROBOTS = [POINT, ANT, HUMANOID]
 
@@ -435,3 +436,15 @@ def test_models_are_not_shared():
     first.model.body_mass[:] = 7.0
     assert second.model.body_mass.sum() == pytest.approx(0.9109, abs=5e-5)
     assert RobotEnv(ANT).model.body_mass.sum() == pytest.approx(0.9109, abs=5e-5)
+
+
+def test_set_state_forgets_that_the_simulation_was_broken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings to a file in the working directory
+    env = RobotEnv(ANT)
+    env.reset(seed=0)
+    env.data.qvel[5] = np.nan
+    assert env.step(np.zeros(8))[4] == {"simulation_broken": 1.0}
+    env.set_state(env.init_qpos, np.zeros(14))
+    _, _, terminated, _, info = env.step(np.zeros(8))
+    assert not terminated
+    assert info == {}

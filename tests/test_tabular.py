@@ -24,7 +24,7 @@ from safe_envs.tabular import (
     trust_region_update,
     unroll,
 )
-from safe_envs.tabular_vec_env import TabularVecEnv
+from safe_envs.tabular.vec_env import TabularVecEnv
 
 N_PAIRS = 1000
 STAY, SWITCH = 0, 1
@@ -565,6 +565,18 @@ def test_proposition_2_is_nearly_attained_by_the_exact_step(gamma):
 @pytest.mark.parametrize("cmdp", [random_cmdp(np.random.default_rng(0), n_costs=2), unroll(two_rooms(), 4)])
 def test_environment_passes_gymnasiums_checker(cmdp):
     check_env(TabularEnv(cmdp), skip_render_check=True)
+
+
+def test_environments_carry_the_limits_of_the_problem():
+    one, two = (random_cmdp(np.random.default_rng(0), n_costs=n_costs) for n_costs in (1, 2))
+    first, second = two.cost_limit
+    for cmdp, names, expected in (
+        (one, None, one.cost_limit[0]),
+        (two, None, [first, second]),
+        (two, ("cost_a", "cost_b"), {"cost_a": first, "cost_b": second}),
+    ):
+        assert TabularEnv(cmdp, names).get_wrapper_attr("cost_limit") == expected
+        assert TabularVecEnv(cmdp, 3, cost_names=names).get_attr("cost_limit") == [expected] * 3
 
 
 @pytest.mark.parametrize("gamma", [0.5, 0.9])

@@ -1,11 +1,22 @@
 """The velocity tasks against gymnasium's own -v4 classes."""
 
+import subprocess
+import sys
+import textwrap
+
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco.ant_v4 import AntEnv
+from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
+from gymnasium.envs.mujoco.hopper_v4 import HopperEnv
+from gymnasium.envs.mujoco.humanoid_v4 import HumanoidEnv
+from gymnasium.envs.mujoco.swimmer_v4 import SwimmerEnv
+from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
 
 import safe_envs
-from safe_envs.velocity import ROBOT_CLASSES, VelocityTask, moving_speed, speed_cost
+from safe_envs.mujoco.velocity import VelocityTask, moving_speed, speed_cost
 
 THRESHOLDS = {
     "Ant": 2.6222,
@@ -14,6 +25,15 @@ THRESHOLDS = {
     "Humanoid": 1.4149,
     "Swimmer": 0.2282,
     "Walker2d": 2.3415,
+}
+# gymnasium's own, with nothing of ours
+V4_CLASSES = {
+    "Ant": AntEnv,
+    "HalfCheetah": HalfCheetahEnv,
+    "Hopper": HopperEnv,
+    "Humanoid": HumanoidEnv,
+    "Swimmer": SwimmerEnv,
+    "Walker2d": Walker2dEnv,
 }
 
 
@@ -27,7 +47,7 @@ def in_temporary_folder(tmp_path, monkeypatch):
 def test_observation_and_reward_are_those_of_v4(robot):
     threshold = 0.3  # low enough for random actions to cross it
     env = gym.make(f"Safe{robot}Velocity-v0", threshold=threshold)
-    reference = ROBOT_CLASSES[robot]()
+    reference = V4_CLASSES[robot]()
     assert env.action_space == reference.action_space
     assert env.observation_space == reference.observation_space
     assert env.spec.max_episode_steps == 1000
@@ -65,7 +85,7 @@ def test_batch_follows_v4_through_resets(robot):
     venv = safe_envs.BatchVecEnv([lambda: gym.make(f"Safe{robot}Velocity-v0", max_episode_steps=150)] * n_envs, n_threads=2)
     venv.seed(11)
     observations = venv.reset()
-    references = [ROBOT_CLASSES[robot]() for _ in range(n_envs)]
+    references = [V4_CLASSES[robot]() for _ in range(n_envs)]
     assert np.array_equal(observations, [env.reset(seed=11 + index)[0] for index, env in enumerate(references)])
     venv.action_space.seed(11)
     lengths, n_resets = [0] * n_envs, 0
@@ -86,6 +106,32 @@ def test_batch_follows_v4_through_resets(robot):
     assert n_resets >= 6
 
 
+def model_bytes(model):
+    content = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
+    mujoco.mj_saveModel(model, None, content)
+    return content.tobytes()
+
+
+@pytest.mark.parametrize("robot", THRESHOLDS)
+def test_model_is_that_of_v4_byte_for_byte(robot):
+    assert model_bytes(gym.make(f"Safe{robot}Velocity-v0").unwrapped.model) == model_bytes(V4_CLASSES[robot]().model)
+
+
+def test_nothing_is_printed_when_an_environment_is_made_or_unpickled():
+    code = """
+        import pickle, warnings
+        import gymnasium as gym, safe_envs
+        for env_id in [env_id for env_id in gym.registry if env_id.startswith("Safe")]:
+            pickle.loads(pickle.dumps(gym.make(env_id, disable_env_checker=True)))
+        warnings.warn("of another kind")
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0
+    assert result.stdout == ""
+    assert [line for line in result.stderr.splitlines() if "Warning" in line] == ["<string>:6: UserWarning: of another kind"]
+    assert result.stderr.upper().count("WARNING") == 1
+
+
 def test_cost_begins_above_the_threshold():
     assert speed_cost(np.array([-9.0, 0.0, 1.0, 1.0 + 1e-9, 9.0]), 1.0).tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]
 
@@ -99,7 +145,7 @@ def test_planar_robots_may_run_backwards_and_the_others_not_even_sideways():
 @pytest.mark.parametrize(("robot", "threshold"), THRESHOLDS.items())
 def test_threshold_is_the_registered_one(robot, threshold):
     spec = gym.spec(f"Safe{robot}Velocity-v0")
-    assert spec.kwargs == {"robot": robot, "threshold": threshold}
+    assert spec.kwargs == {"robot": robot, "cost_limit": 25.0, "threshold": threshold}
     assert spec.max_episode_steps == 1000
 
 

@@ -1,10 +1,17 @@
 """A user's own environment with a cost."""
 
+import copy
+import functools
+import pickle
+import threading
+
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from safe_envs import CostWrapper, SixTupleWrapper
+from safe_envs import CostWrapper, ExceedanceCost, SixTupleWrapper
+from safe_envs.cost_function import match_arguments
 
 
 class Counter(gym.Env):
@@ -134,3 +141,419 @@ def test_cost_function_sees_the_old_observation_of_an_environment_that_changes_i
     env = CostWrapper(InPlace(), lambda obs, action, next_obs, info: next_obs[0] - obs[0])
     env.reset()
     assert [env.step(0)[4]["cost"] for _ in range(2)] == [1, 1]
+
+
+# What a cost function may ask for
+
+
+class Falling(Counter):
+    """Terminates in its third step, or is cut off in its fifth; the reward is twice the number of the step."""
+
+    def __init__(self, falls=True):
+        self.falls = falls
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        observation, _, _, _, info = super().step(action)
+        self.t += 1
+        return observation, 2.0 * self.t, self.falls and self.t == 3, self.t == 5, info
+
+
+def play(env, n_steps=3, action=0.5):
+    """The infos of some steps after a reset."""
+    env.reset(seed=0)
+    return [env.step(np.array([action], dtype=np.float32))[4] for _ in range(n_steps)]
+
+
+def costs_of(cost_fn, env=None, **kwargs):
+    return [info["cost"] for info in play(CostWrapper(env or Falling(), cost_fn, **kwargs))]
+
+
+def fall(terminated):
+    return float(terminated)
+
+
+def four_by_position(before, move, after, facts):
+    return float(after[0] - before[0]) + facts["speed"] + float(move[0])
+
+
+def four_and_a_reward(before, move, after, facts, reward):
+    return four_by_position(before, move, after, facts) + reward
+
+
+def keywords_only(*, reward, truncated, weight=10.0):
+    return weight * reward + truncated
+
+
+def everything(**values):
+    assert set(values) == {"obs", "action", "next_obs", "info", "reward", "terminated", "truncated"}
+    return values["reward"] + 100.0 * values["terminated"]
+
+
+class Lava:
+    """A cost function that belongs to something: counts its calls and cannot be copied or pickled."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.n_calls = 0
+
+    def cost(self, next_obs, terminated):
+        with self.lock:
+            self.n_calls += 1
+            return float(next_obs[0]) + terminated
+
+    __call__ = cost
+
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def blind_decorator(function):
+    return lambda *args, **kwargs: function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("cost_fn", "expected"),
+    [
+        (fall, [0.0, 0.0, 1.0]),
+        (lambda: 7.0, [7.0, 7.0, 7.0]),
+        (lambda reward: reward, [2.0, 4.0, 6.0]),
+        (lambda info, obs: obs[0] + info["speed"], [10.5, 11.0, 11.5]),
+        (lambda next_obs, obs: next_obs[0] - obs[0], [0.5, 0.5, 0.5]),
+        (lambda action, *, reward: reward * action[0], [1.0, 2.0, 3.0]),
+        (lambda terminated, speed_limit=3: speed_limit + terminated, [3.0, 3.0, 4.0]),
+        (lambda _, action, next_obs, info: next_obs[0], [10.5, 11.0, 11.5]),
+        (four_by_position, [1.5, 1.5, 1.5]),
+        (four_and_a_reward, [3.5, 5.5, 7.5]),
+        (lambda s, a, s2, i, **kwargs: sum((s2[0], kwargs["reward"], len(kwargs))), [15.5, 18.0, 20.5]),
+        (keywords_only, [20.0, 40.0, 60.0]),
+        (everything, [2.0, 4.0, 106.0]),
+        (lambda *args: len(args), [4.0, 4.0, 4.0]),
+        (functools.partial(keywords_only, weight=1.0), [2.0, 4.0, 6.0]),
+        (decorated(fall), [0.0, 0.0, 1.0]),
+        (blind_decorator(four_by_position), [1.5, 1.5, 1.5]),
+        (Lava().cost, [10.5, 11.0, 12.5]),
+        (Lava(), [10.5, 11.0, 12.5]),
+    ],
+)
+def test_cost_function_gets_what_its_parameters_name(cost_fn, expected):
+    assert costs_of(cost_fn) == expected
+
+
+@pytest.mark.parametrize(
+    ("cost_fn", "message"),
+    [
+        (lambda state, reward: 0.0, "asks for 'state'"),
+        (lambda obs, velocity: 0.0, "asks for 'velocity'"),
+        (lambda observation, action, next_observation, reward: 0.0, "asks for 'observation', 'next_observation'"),
+        (lambda s, a, s2, i, done: 0.0, "asks for 'done': name the parameters obs, action"),
+        (lambda s, *, reward: 0.0, "asks for 's'"),
+        (lambda *, penalty: 0.0, "asks for 'penalty'"),
+        (lambda info, *rest: 0.0, "another order"),
+    ],
+)
+def test_a_parameter_that_cannot_be_filled_is_named_when_the_wrapper_is_made(cost_fn, message):
+    with pytest.raises(TypeError, match=message):
+        CostWrapper(Falling(), cost_fn)
+
+
+def test_functions_without_a_signature_get_the_four_by_position():
+    class Opaque:
+        __signature__ = "none"
+
+        def __call__(self, *args):
+            return len(args)
+
+    assert costs_of(Opaque()) == [4.0, 4.0, 4.0]
+    assert match_arguments(max).is_positional
+
+
+def test_observations_are_copied_for_those_who_ask_for_them_only():
+    class Uncopyable(np.ndarray):
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    class Env(Falling):
+        def step(self, action):
+            observation, *rest = super().step(action)
+            return observation.view(Uncopyable), *rest
+
+    assert costs_of(lambda next_obs: next_obs[0], Env()) == [10.5, 11.0, 11.5]
+    with pytest.raises(AssertionError, match="copied"):
+        costs_of(lambda obs: obs[0], Env())
+
+
+def test_function_is_neither_copied_nor_pickled_on_the_way_through_gymnasium():
+    lava = Lava()
+    env = gym.wrappers.TimeLimit(CostWrapper(gym.make("CartPole-v1"), lava.cost, terminal_cost=2.0), 30)
+    twin = gym.make(env.spec)
+    assert twin.get_wrapper_attr("cost_fn").__self__ is lava
+    assert twin.spec == env.spec
+    twin.reset(seed=0)
+    assert "cost" in twin.step(0)[4]
+    assert lava.n_calls == 1
+    # What is asked through a pipe gets an answer, which says so when it is called
+    spec = pickle.loads(pickle.dumps(env.spec))
+    other = gym.make(spec)
+    other.reset(seed=0)
+    with pytest.raises(TypeError, match=r"Lava.cost.*did not come with the environment's spec"):
+        other.step(0)
+
+
+def test_specs_with_lambdas_can_be_pickled():
+    env = CostWrapper(gym.make("CartPole-v1"), lambda next_obs: float(next_obs[0] > -1.0))
+    twin = gym.make(pickle.loads(pickle.dumps(env.spec)))
+    twin.reset(seed=0)
+    assert twin.step(0)[4]["cost"] == 1.0
+    copy.deepcopy(env.spec)
+
+
+def test_spec_without_a_function_goes_through_json():
+    env = CostWrapper(gym.make("CartPole-v1"), terminal_cost={"cost_fall": 1.0}, cost_limit={"cost_fall": 0.1})
+    twin = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert twin.get_wrapper_attr("cost_limit") == {"cost_fall": 0.1}
+    twin.reset(seed=0)
+    assert twin.step(0)[4]["cost_fall"] == 0.0
+
+
+# The end of an episode, running totals, limits
+
+
+def test_terminal_cost_is_for_falls_and_not_for_time_limits():
+    assert costs_of(None, terminal_cost=5.0) == [0.0, 0.0, 5.0]
+    assert [info["cost"] for info in play(CostWrapper(Falling(False), terminal_cost=5.0), 5)] == [0.0] * 5
+    assert costs_of(lambda reward: reward, terminal_cost=-1.0) == [2.0, 4.0, 5.0]
+    # The environment's own cost is kept
+    inner = CostWrapper(Falling(), lambda reward: reward)
+    assert costs_of(None, inner, terminal_cost=5.0) == [2.0, 4.0, 11.0]
+
+
+def test_terminal_cost_of_named_costs():
+    env = CostWrapper(Falling(), lambda reward: {"cost_a": reward}, terminal_cost={"cost_a": 1.0, "cost_fall": 3.0})
+    infos = play(env)
+    assert [info["cost_a"] for info in infos] == [2.0, 4.0, 7.0]
+    assert [info["cost_fall"] for info in infos] == [0.0, 0.0, 3.0]
+    array = CostWrapper(Falling(), lambda reward: np.array([reward, 0.0]), terminal_cost={"cost": np.array([0.0, 1.0])})
+    assert play(array)[2]["cost"].tolist() == [6.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("cost_fn", "terminal_cost", "error", "message"),
+    [
+        (lambda: {"cost_a": 1.0}, 2.0, ValueError, "terminal_cost=2.0 is one number, but the costs are named cost_a"),
+        (lambda: np.ones(2), 2.0, ValueError, r"terminal_cost 2.0 has shape \(\), the cost 'cost' \(2,\)"),
+        (lambda: 1.0, np.nan, ValueError, "not finite"),
+        (lambda: 1.0, {"cost": "much"}, TypeError, "'much'"),
+        (None, 0.0, ValueError, "nothing to do"),
+    ],
+)
+def test_mistakes_with_terminal_costs_are_named(cost_fn, terminal_cost, error, message):
+    with pytest.raises(error, match=message):
+        costs_of(cost_fn, terminal_cost=terminal_cost)
+
+
+class Total(Counter):
+    """A running total in ``info``: 0.5, 1, 1.5, ... since the last reset, or since the beginning of time."""
+
+    def __init__(self, forgets=True, says_so=True):
+        self.forgets, self.says_so, self.total = forgets, says_so, np.zeros(1)
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        if self.forgets:
+            self.total[:] = 0.0
+        return observation, {"total": self.total} if self.says_so else info
+
+    def step(self, action):
+        observation, *rest, info = super().step(action)
+        self.total += info["speed"]  # in place
+        return observation, *rest, {**info, "total": self.total}
+
+
+@pytest.mark.parametrize(("forgets", "says_so"), [(True, True), (True, False), (False, True)])
+def test_running_total_becomes_the_increase_in_each_step(forgets, says_so):
+    env = CostWrapper(Total(forgets, says_so), total_key="total")
+    for _ in range(3):
+        assert [info["cost"].tolist() for info in play(env)] == [[0.5]] * 3
+
+
+def test_running_total_may_be_a_number_and_must_be_there():
+    class Count(Falling):
+        def step(self, action):
+            *rest, _ = super().step(action)
+            return *rest, {"total_intrusions": self.t**2}
+
+    infos = play(CostWrapper(Count(), total_key="total_intrusions", terminal_cost=1.0))
+    assert [info["cost"] for info in infos] == [1.0, 3.0, 6.0]
+    assert type(infos[0]["cost"]) is float
+    with pytest.raises(KeyError, match=r"total_key='sum', but the info of .* holds 'total_intrusions'"):
+        play(CostWrapper(Count(), total_key="sum"))
+    with pytest.raises(ValueError, match="not both"):
+        CostWrapper(Count(), fall, total_key="total_intrusions")
+
+
+def test_limit_is_carried_where_an_algorithm_finds_it():
+    named = {"cost_speed": 5.0}
+    env = gym.wrappers.TimeLimit(CostWrapper(gym.make("CartPole-v1"), fall, cost_limit=0.25), 30)
+    assert env.get_wrapper_attr("cost_limit") == 0.25
+    assert gym.make(env.spec).get_wrapper_attr("cost_limit") == 0.25
+    assert DummyVecEnv([lambda: CostWrapper(Falling(), fall, cost_limit=named)] * 2).get_attr("cost_limit") == [named] * 2
+    # A limit alone, for an environment that tells its cost already
+    limited = CostWrapper(SixTupleWrapper(SixTuple()), cost_limit=9.0)
+    assert limited.cost_limit == 9.0
+    assert [info["cost"] for info in play(limited)] == [3.0] * 3
+    # The limit of a cost that was replaced does not hold for the new one
+    assert CostWrapper(limited, fall).get_wrapper_attr("cost_limit") is None
+
+
+# Processes
+
+
+def fast(obs, action, next_obs, info):
+    return 10.0 * info["speed"]
+
+
+def make_fast():
+    return CostWrapper(Falling(), fast, cost_limit=3.0)
+
+
+def make_with_lambda():
+    return CostWrapper(gym.make("CartPole-v1"), lambda reward, terminated: 5.0 * reward + terminated, cost_limit=3.0)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_processes_compute_costs_and_answer(start_method):
+    weight = 5.0
+    makers = [
+        make_fast,
+        lambda: CostWrapper(Falling(), lambda action, reward: weight + 0.0 * reward, cost_limit=3.0),
+    ]
+    venv = SubprocVecEnv(makers, start_method=start_method)
+    try:
+        venv.reset()
+        for _ in range(4):
+            _, _, _, infos = venv.step(np.full((2, 1), 0.5, dtype=np.float32))
+            assert [info["cost"] for info in infos] == [5.0, 5.0]
+        assert venv.get_attr("cost_limit") == [3.0, 3.0]
+        assert venv.has_attr("cost_limit")
+    finally:
+        venv.close()
+
+
+def test_processes_tell_their_spec_though_a_function_cannot_be_pickled():
+    lava = Lava()
+    makers = [make_with_lambda, lambda: CostWrapper(gym.make("CartPole-v1"), lava.cost)]
+    venv = SubprocVecEnv(makers[:1], start_method="forkserver")
+    try:
+        venv.reset()
+        assert venv.get_attr("spec")[0].id == "CartPole-v1"
+        assert venv.step(np.zeros(1, dtype=int))[3][0]["cost"] == 5.0
+    finally:
+        venv.close()
+
+    def make_lava():
+        return CostWrapper(gym.make("CartPole-v1"), Lava().cost)
+
+    venv = SubprocVecEnv([make_lava], start_method="forkserver")
+    try:
+        venv.reset()
+        assert venv.get_attr("spec")[0].id == "CartPole-v1"
+        assert "cost" in venv.step(np.zeros(1, dtype=int))[3][0]
+    finally:
+        venv.close()
+
+
+# The probability of an expensive episode
+
+
+class Scripted(gym.Env):
+    """Episodes with these costs, one after the other."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, episodes, key="cost"):
+        self.episodes, self.key, self.index = episodes, key, -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.index += 1
+        self.costs = list(self.episodes[self.index % len(self.episodes)])
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        info = {self.key: self.costs.pop(0)}
+        return np.zeros(1, dtype=np.float32), 0.0, not self.costs, False, info
+
+
+def exceedances(env, key="cost_exceeded"):
+    env.reset()
+    values, is_over = [], False
+    while not is_over:
+        _, _, is_over, _, info = env.step(np.zeros(1, dtype=np.float32))
+        values.append(info[key])
+    return values
+
+
+def test_exceedance_is_one_in_the_step_in_which_the_sum_first_exceeds_the_limit():
+    episodes = [(1, 1, 1, 1), (2, 0, 0), (2, 1), (0, 0, 5, 5), (3, -3, 3, 0), (9,)]
+    env = ExceedanceCost(Scripted(episodes), limit=2.0)
+    expected = [[0, 0, 1, 0], [0, 0, 0], [0, 1], [0, 0, 1, 0], [1, 0, 0, 0], [1]]
+    assert [exceedances(env) for _ in episodes] == expected
+    # The mean of its sums is the share of the episodes that were too expensive
+    assert np.mean([sum(values) for values in expected]) == np.mean([sum(costs) > 2.0 for costs in episodes])
+    # Where costs are negative, an episode whose sum comes back counts, too
+    assert exceedances(ExceedanceCost(Scripted([(3, -3)]), limit=2.0)) == [1, 0]
+
+
+def test_exceedance_leaves_the_cost_and_knows_its_limit():
+    env = ExceedanceCost(Scripted([(1.5, 1.5)], "cost_b"), 2.0, probability=0.1, key="too_much", cost_key="cost_b")
+    env.reset()
+    assert env.step(np.zeros(1))[4] == {"cost_b": 1.5, "too_much": 0.0}
+    assert env.step(np.zeros(1))[4] == {"cost_b": 1.5, "too_much": 1.0}
+    assert env.get_wrapper_attr("cost_limit") == {"too_much": 0.1}
+    task = gym.make("safe_envs:SafePointCircle-v0")
+    assert ExceedanceCost(task, 10.0).get_wrapper_attr("cost_limit") == 5.0
+    twin = gym.make(ExceedanceCost(task, 10.0, 0.2).spec)
+    assert twin.get_wrapper_attr("limit") == 10.0
+    assert twin.get_wrapper_attr("cost_limit") == {"cost_exceeded": 0.2}
+
+
+def test_two_exceedances_stand_beside_each_other():
+    inner = ExceedanceCost(Scripted([(1, 1, 1)]), limit=0.5)
+    env = ExceedanceCost(inner, limit=1.5, key="cost_exceeded_more")
+    assert exceedances(env, "cost_exceeded_more") == [0, 1, 0]
+    assert exceedances(env) == [1, 0, 0]
+    with pytest.raises(ValueError, match="already holds 'cost_exceeded'"):
+        exceedances(ExceedanceCost(inner, limit=1.0))
+
+
+def test_mistakes_with_exceedances_are_named():
+    with pytest.raises(ValueError, match="finite"):
+        ExceedanceCost(Counter(), np.inf)
+    with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\], got 5"):
+        ExceedanceCost(Counter(), 1.0, probability=5)
+    with pytest.raises(KeyError, match=r"cost_key='cost', but the info of .* holds 'speed'"):
+        play(ExceedanceCost(Counter(), 1.0))
+    with pytest.raises(ValueError, match="sums one number"):
+        play(ExceedanceCost(CostWrapper(Counter(), lambda: np.ones(2)), 1.0))
+
+
+def test_an_algorithm_can_constrain_the_probability():
+    from sb3_cpo import CPO
+
+    def make():
+        costly = CostWrapper(gym.make("CartPole-v1", max_episode_steps=20), lambda next_obs: float(abs(next_obs[2]) > 0.02))
+        return ExceedanceCost(costly, limit=3.0)
+
+    model = CPO("MlpPolicy", DummyVecEnv([make]), cost_limit={"cost_exceeded": 0.1}, n_steps=256, batch_size=64, device="cpu")
+    model.learn(256)
+    assert 0.0 < model.ep_cost_mean[0] <= 1.0

@@ -8,7 +8,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from safe_envs.tabular import TabularCMDP, TabularEnv, cost_info
+from safe_envs.tabular.cmdp import TabularCMDP
+from safe_envs.tabular.env import TabularEnv, cost_info
 
 
 class TabularVecEnv(VecEnv):
@@ -29,6 +30,7 @@ class TabularVecEnv(VecEnv):
         super().__init__(n_envs, env.observation_space, env.action_space)
         self.cmdp = cmdp
         self.cost_names = cost_names
+        self.cost_limit = env.cost_limit
         self.cumulative = env.cumulative
         self.rng = np.random.default_rng(seed)
         self.states = np.zeros(n_envs, dtype=np.int64)

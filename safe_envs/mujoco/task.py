@@ -1,13 +1,16 @@
 """What the tasks have in common."""
 
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
 
-from safe_envs import robots
-from safe_envs.robots import RobotEnv, RobotState
-from safe_envs.simulations import PhysicsSimulation, PointSimulation
+from safe_envs.mujoco import robots
+from safe_envs.mujoco.robot_env import RobotEnv
+from safe_envs.mujoco.robots import Robot, RobotState, get_robot
+from safe_envs.mujoco.simulations import PhysicsSimulation, PointSimulation
 
 # The variables of the running episodes beside the robot's state, (n_envs, ...) each
 Episode = dict[str, np.ndarray]
@@ -28,6 +31,8 @@ class BatchedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """A task that ``BatchVecEnv`` can run: its rules are functions over arrays with a leading axis of copies."""
 
     episode: Episode = {}
+    cost_limit: float | Mapping[str, float] | None = None
+    """Bound on an episode's mean cost, for the algorithm to respect; the environment itself does not use it."""
     n_broken_simulations: int = 0
     fixed_arguments: tuple[str, ...] = ()
     """Arguments that decide on the model or on what an episode's variables are."""
@@ -64,14 +69,31 @@ class Task(BatchedTask):
     ``evaluate`` and ``observe`` for one copy, ``BatchVecEnv`` for all of its copies.
 
     :param env: the robot
+    :param cost_limit: bound on an episode's mean cost that belongs to the task, None for none
+    :param arguments: the other arguments of the task's constructor, recorded for ``env.spec``
+    :raises TypeError: if the environment is not a robot
     """
 
-    def __init__(self, env: gym.Env):
+    def __init__(self, env: gym.Env, cost_limit: float | None = None, **arguments: Any):
+        gym.utils.RecordConstructorArgs.__init__(self, **arguments, cost_limit=cost_limit)
         gym.Wrapper.__init__(self, env)
         if not isinstance(env.unwrapped, RobotEnv):
             raise TypeError(f"{type(self).__name__} wraps a RobotEnv, got {env.unwrapped}")
         self.robot_env: RobotEnv = env.unwrapped
+        self.cost_limit = cost_limit
         self.episode = {}
+
+    @classmethod
+    def make(cls, robot: str | Robot = "Point", render_mode: str | None = None, **kwargs: Any) -> Self:
+        """
+        Make the task with its robot: what an id's ``entry_point`` calls.
+
+        :param robot: a robot, its name, or where it is defined: ``"package.module:NAME"``
+        :param render_mode: one of the robot's ``metadata["render_modes"]``
+        :param kwargs: arguments of the task; all others are those of :class:`~safe_envs.RobotEnv`
+        """
+        task_kwargs = {key: kwargs.pop(key) for key in list(kwargs) if key in inspect.signature(cls).parameters}
+        return cls(RobotEnv(get_robot(robot), render_mode=render_mode, **kwargs), **task_kwargs)
 
     def make_simulation(self, n_envs: int, n_threads: int = 0) -> PointSimulation | PhysicsSimulation:
         if self.robot_env.robot.is_kinematic:

@@ -5,6 +5,7 @@ The single environment is gymnasium's own class. What ``BatchVecEnv`` needs, the
 leading axis of copies, is written here once more; the tests hold the two against each other.
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -19,13 +20,28 @@ from gymnasium.envs.mujoco.swimmer_v4 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
 from mujoco.batch import Batch
 
-from safe_envs import robots
-from safe_envs.task import BatchedTask, Episode, Outcome
+from safe_envs.mujoco import robots
+from safe_envs.mujoco.task import BatchedTask, Episode, Outcome
+
+
+class QuietHalfCheetahEnv(HalfCheetahEnv):
+    """gymnasium's class and model, loaded without MuJoCo's warning that the model's ``settotalmass`` is deprecated."""
+
+    def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        # MjModel.from_xml_path prints the warning from C, for every copy; MjSpec leaves it to Python, where it can be met
+        spec = mujoco.MjSpec.from_file(self.fullpath)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="compiler attribute .* is deprecated", category=UserWarning)
+            model = spec.compile()
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
+        return model, mujoco.MjData(model)
+
 
 # The classes, not gymnasium's ids: no keyword makes -v5 give the same numbers
 ROBOT_CLASSES: dict[str, type[MujocoEnv]] = {
     "Ant": AntEnv,
-    "HalfCheetah": HalfCheetahEnv,
+    "HalfCheetah": QuietHalfCheetahEnv,
     "Hopper": HopperEnv,
     "Humanoid": HumanoidEnv,
     "Swimmer": SwimmerEnv,
@@ -63,10 +79,11 @@ class VelocityTask(BatchedTask):
 
     :param env: one of the ``ROBOT_CLASSES``
     :param threshold: highest speed without a cost
+    :param cost_limit: bound on an episode's mean cost: 25 in Safety-Gymnasium
     """
 
-    def __init__(self, env: gym.Env, threshold: float):
-        gym.utils.RecordConstructorArgs.__init__(self, threshold=threshold)
+    def __init__(self, env: gym.Env, threshold: float, cost_limit: float | None = None):
+        gym.utils.RecordConstructorArgs.__init__(self, threshold=threshold, cost_limit=cost_limit)
         gym.Wrapper.__init__(self, env)
         if not isinstance(env.unwrapped, tuple(ROBOT_CLASSES.values())):
             raise TypeError(f"VelocityTask wraps one of gymnasium's -v4 classes of {', '.join(ROBOT_CLASSES)}, got {env}")
@@ -74,6 +91,7 @@ class VelocityTask(BatchedTask):
             raise ValueError(f"threshold must be positive, got {threshold}")
         self.v4: Any = env.unwrapped
         self.threshold = threshold
+        self.cost_limit = cost_limit
         self.is_planar = not isinstance(self.v4, AntEnv | HumanoidEnv)
 
     # One copy
@@ -254,15 +272,21 @@ class V4Simulation:
 
 
 def make_velocity(
-    robot: str = "Ant", threshold: float = 2.6222, render_mode: str | None = None, **kwargs: Any
+    robot: str = "Ant",
+    threshold: float = 2.6222,
+    cost_limit: float | None = None,
+    render_mode: str | None = None,
+    **kwargs: Any,
 ) -> VelocityTask:
     """
     Make the environment behind ``Safe<robot>Velocity-v0``.
 
     :param robot: name of the robot
     :param threshold: highest speed without a cost
+    :param cost_limit: bound on an episode's mean cost
+    :param render_mode: one of the class's ``metadata["render_modes"]``
     :param kwargs: arguments of gymnasium's class
     """
     if robot not in ROBOT_CLASSES:
         raise ValueError(f"no robot is named {robot!r}: choose one of {', '.join(ROBOT_CLASSES)}")
-    return VelocityTask(ROBOT_CLASSES[robot](render_mode=render_mode, **kwargs), threshold=threshold)
+    return VelocityTask(ROBOT_CLASSES[robot](render_mode=render_mode, **kwargs), threshold, cost_limit)

@@ -4,8 +4,9 @@ import mujoco
 import numpy as np
 from mujoco.batch import Batch
 
-from safe_envs import robots
-from safe_envs.robots import BAD_STATE_WARNINGS, MAX_STATE, RobotEnv, RobotState
+from safe_envs.mujoco import robots
+from safe_envs.mujoco.robot_env import RobotEnv
+from safe_envs.mujoco.robots import BAD_STATE_WARNINGS, MAX_STATE, RobotState
 
 
 class PointSimulation:

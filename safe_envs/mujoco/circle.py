@@ -7,8 +7,8 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
-from safe_envs.robots import RobotEnv, RobotState, add_visual_box, get_robot
-from safe_envs.task import Episode, Outcome, Task
+from safe_envs.mujoco.robots import RobotState, add_visual_box
+from safe_envs.mujoco.task import Episode, Outcome, Task
 
 
 def circle_reward(position: np.ndarray, velocity: np.ndarray, radius: float) -> np.ndarray:
@@ -48,6 +48,7 @@ class CircleTask(Task):
     :param contact_cost_weight: of the squared contact forces
     :param min_horizon: shortest episode, None for no horizon but the time limit
     :param max_horizon: longest episode
+    :param cost_limit: bound on an episode's mean cost: 5 (Point), 10 (Ant, Humanoid) in the paper
     """
 
     fixed_arguments = ("min_horizon", "max_horizon")
@@ -62,9 +63,11 @@ class CircleTask(Task):
         contact_cost_weight: float = 0.0,
         min_horizon: int | None = None,
         max_horizon: int | None = None,
+        cost_limit: float | None = None,
     ):
-        gym.utils.RecordConstructorArgs.__init__(
-            self,
+        super().__init__(
+            env,
+            cost_limit=cost_limit,
             radius=radius,
             x_limit=x_limit,
             alive_bonus=alive_bonus,
@@ -73,7 +76,6 @@ class CircleTask(Task):
             min_horizon=min_horizon,
             max_horizon=max_horizon,
         )
-        super().__init__(env)
         if (min_horizon is None) != (max_horizon is None):
             raise ValueError(f"give both or none of min_horizon={min_horizon} and max_horizon={max_horizon}")
         if min_horizon is not None and max_horizon is not None and not 1 <= min_horizon <= max_horizon:
@@ -122,15 +124,7 @@ class CircleTask(Task):
         return Outcome(reward, circle_cost(state.com[:, 0], self.x_limit), ~state.is_healthy, truncated, info, episode)
 
 
-def make_circle(robot: str = "Point", render_mode: str | None = None, **kwargs: Any) -> CircleTask:
-    """
-    Make the environment behind ``Safe<robot>Circle-v0``.
-
-    :param robot: name of the robot
-    :param kwargs: arguments of :class:`CircleTask`; all others are :class:`~safe_envs.robots.RobotEnv`'s
-    """
-    task_kwargs = {key: kwargs.pop(key) for key in list(kwargs) if key in CircleTask.__init__.__annotations__}
-    return CircleTask(RobotEnv(get_robot(robot), render_mode=render_mode, **kwargs), **task_kwargs)
+make_circle = CircleTask.make
 
 
 @dataclass(frozen=True)

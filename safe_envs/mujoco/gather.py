@@ -7,9 +7,9 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
-from safe_envs import robots
-from safe_envs.robots import RobotEnv, RobotState, get_robot
-from safe_envs.task import Episode, Outcome, Task
+from safe_envs.mujoco import robots
+from safe_envs.mujoco.robots import RobotState
+from safe_envs.mujoco.task import Episode, Outcome, Task
 
 ACTIVITY_RANGE = 6.0  # objects and the Point stay within +-6; the walls' inner faces are at 6.5
 CATCH_DISTANCE = 1.0
@@ -78,13 +78,20 @@ class GatherTask(Task):
     :param n_apples: number of apples
     :param n_bombs: number of bombs
     :param bomb_penalty: 0 as in the paper's text; 1 as in its released code, where bombs lower the reward, too
+    :param cost_limit: bound on an episode's mean cost: 0.1 (Point), 0.2 (Ant) in the paper
     """
 
     fixed_arguments = ("n_apples", "n_bombs")
 
-    def __init__(self, env: gym.Env, n_apples: int = 8, n_bombs: int = 8, bomb_penalty: float = 0.0):
-        gym.utils.RecordConstructorArgs.__init__(self, n_apples=n_apples, n_bombs=n_bombs, bomb_penalty=bomb_penalty)
-        super().__init__(env)
+    def __init__(
+        self,
+        env: gym.Env,
+        n_apples: int = 8,
+        n_bombs: int = 8,
+        bomb_penalty: float = 0.0,
+        cost_limit: float | None = None,
+    ):
+        super().__init__(env, cost_limit=cost_limit, n_apples=n_apples, n_bombs=n_bombs, bomb_penalty=bomb_penalty)
         if n_apples < 0 or n_bombs < 0 or not 1 <= n_apples + n_bombs <= len(GRID):
             raise ValueError(f"n_apples={n_apples} and n_bombs={n_bombs}: the grid has room for 1 to {len(GRID)} objects")
         self.n_apples = n_apples
@@ -132,15 +139,7 @@ class GatherTask(Task):
         model.geom_rgba[geoms, 3] = ~episode["is_taken"][0]
 
 
-def make_gather(robot: str = "Point", render_mode: str | None = None, **kwargs: Any) -> GatherTask:
-    """
-    Make the environment behind ``Safe<robot>Gather-v0``.
-
-    :param robot: name of the robot
-    :param kwargs: arguments of :class:`GatherTask`; all others are :class:`~safe_envs.robots.RobotEnv`'s
-    """
-    task_kwargs = {key: kwargs.pop(key) for key in list(kwargs) if key in GatherTask.__init__.__annotations__}
-    return GatherTask(RobotEnv(get_robot(robot), render_mode=render_mode, **kwargs), **task_kwargs)
+make_gather = GatherTask.make
 
 
 @dataclass(frozen=True)

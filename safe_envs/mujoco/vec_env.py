@@ -14,7 +14,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
-from safe_envs.task import BatchedTask, Episode
+from safe_envs.mujoco.task import BatchedTask, Episode
 
 # rl_zoo3 replaces gymnasium's class by a subclass when it is imported
 _TimeLimit: type[TimeLimit] = next(base for base in TimeLimit.__mro__ if base.__name__ == "TimeLimit")

@@ -1,0 +1,1 @@
+"""Robots, tasks and their simulation in MuJoCo."""
