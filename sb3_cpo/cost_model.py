@@ -17,7 +17,8 @@ from sb3_cpo.cost_ledger import CostLedger, SafetyRecord
 from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cost_signal import CostSignal
-from sb3_cpo.env_facts import registered_cost_limit
+from sb3_cpo.defaults import default_env, fill_in
+from sb3_cpo.env_facts import max_episode_steps, registered_cost_limit
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.monitor import with_cost_monitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy, parameters_that_fit
@@ -56,8 +57,8 @@ class CostModel(OnPolicyAlgorithm):
         cost_limit: CostLimit | None = None,
         *,
         learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 2048,
-        batch_size: int = 128,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
         gamma: float = 0.99,
         n_critic_updates: int = 10,
         gae_lambda: float = 0.95,
@@ -75,9 +76,9 @@ class CostModel(OnPolicyAlgorithm):
     ):
         super().__init__(
             policy,
-            env,
+            default_env(env, kwargs.get("verbose", 0)),
             learning_rate=learning_rate,
-            n_steps=n_steps,
+            n_steps=n_steps,  # type: ignore[arg-type]
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=0.0,
@@ -106,6 +107,8 @@ class CostModel(OnPolicyAlgorithm):
     # ---------------------------------------------------------------- construction
 
     def _setup_model(self) -> None:
+        n_steps_limit = None if self.env is None or self.n_steps is not None else max_episode_steps(self.env)
+        fill_in(vars(self), None if self.env is None else self.env.num_envs, n_steps_limit, self.action_space)
         check_arguments(vars(self), None if self.env is None else self.env.num_envs)
         check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
         # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call

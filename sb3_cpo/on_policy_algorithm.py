@@ -17,6 +17,7 @@ from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples
 from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_model import CostModel
 from sb3_cpo.cost_signal import MissingCost
+from sb3_cpo.defaults import TOTAL_TIMESTEPS
 from sb3_cpo.env_facts import check_finite, episode_length, name_env, notice_resets
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
@@ -257,7 +258,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
 
     def learn(
         self: SelfConstrainedOnPolicyAlgorithm,
-        total_timesteps: int,
+        total_timesteps: int = TOTAL_TIMESTEPS,
         callback: MaybeCallback = None,
         log_interval: int = 1,
         tb_log_name: str | None = None,

@@ -29,16 +29,18 @@ class PDO(TrustRegionAlgorithm):
     the violations before it: it is updated after the policy.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs
+    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs. Given as
+        a string, a task that ``BatchVecEnv`` can step is made in many copies
     :param cost_limit: Bound on the cost of an episode, mean over episodes. A number, or a sequence with one entry per
         constraint, limits ``info["cost"]``; a mapping limits the keys of ``info`` that it names. Each limit can be a function
-        of the current progress remaining (from 1 to 0)
+        of the current progress remaining (from 1 to 0). None: the limit that the environment has in an attribute
+        ``cost_limit``, as the registered tasks do
     :param learning_rate: The learning rate of the critics, it can be a function
         of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel).
-        A multiple of the episode length gives the most honest estimates of the episode cost
-    :param batch_size: Minibatch size for the critics
+        None: whole episodes, at least 20 of them where the time limit is known
+    :param batch_size: Minibatch size for the critics. None: about a fortieth of the rollout, which it divides
     :param gamma: Discount factor of the reward
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
         for computing the Hessian vector product
@@ -58,9 +60,9 @@ class PDO(TrustRegionAlgorithm):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param normalize_advantage: Whether to standardise the reward advantages. Cost advantages are centred and keep their units
     :param target_kl: Target Kullback-Leibler divergence between updates, of the joint action distribution
-        (summed over action dimensions; sb3-contrib's TRPO averages over them). Values like 0.01, 0.05.
+        (summed over action dimensions; sb3-contrib's TRPO averages over them). None: 0.01 per action dimension
     :param sub_sampling_factor: Sub-sample the batch of the policy update to make it faster: every n-th sample
-    :param fisher_sub_sampling_factor: Estimate the Fisher matrix on every n-th state only
+    :param fisher_sub_sampling_factor: Estimate the Fisher matrix on every n-th state only. None: on about 5,000 states
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -90,8 +92,8 @@ class PDO(TrustRegionAlgorithm):
         cost_limit: CostLimit | None = None,
         *,
         learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 2048,
-        batch_size: int = 128,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
         gamma: float = 0.99,
         cg_max_steps: int = 10,
         cg_damping: float = 0.1,
@@ -104,9 +106,9 @@ class PDO(TrustRegionAlgorithm):
         rollout_buffer_class: type[CostRolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float = 0.01,
+        target_kl: float | None = None,
         sub_sampling_factor: int = 1,
-        fisher_sub_sampling_factor: int = 1,
+        fisher_sub_sampling_factor: int | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,

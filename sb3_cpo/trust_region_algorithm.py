@@ -50,9 +50,9 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         cg_damping: float = 0.1,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
-        target_kl: float = 0.01,
+        target_kl: float | None = None,
         sub_sampling_factor: int = 1,
-        fisher_sub_sampling_factor: int = 1,
+        fisher_sub_sampling_factor: int | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -61,9 +61,9 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
-        self.target_kl = target_kl
+        self.target_kl: float = target_kl  # type: ignore[assignment]
         self.sub_sampling_factor = sub_sampling_factor
-        self.fisher_sub_sampling_factor = fisher_sub_sampling_factor
+        self.fisher_sub_sampling_factor: int = fisher_sub_sampling_factor  # type: ignore[assignment]
 
         if _init_setup_model:
             self._setup_model()

@@ -1,0 +1,100 @@
+"""What the algorithms choose where the user says nothing: by the environment, not by its name."""
+
+import math
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_cpo.monitor import make_vec_env
+
+TOTAL_TIMESTEPS = 1_000_000
+# Episodes in a rollout: J of fewer is mostly noise, and so is the gradient of the cost
+MIN_EPISODES = 20
+# Steps in a rollout, and of each copy
+MIN_ROLLOUT, MIN_STEPS = 4_000, 200
+# Steps of each copy where no time limit is known; as SB3
+UNKNOWN_EPISODE = 2_048
+# Steps that all copies together play in one episode each, and how many copies that may be
+COPIES_ROLLOUT, MIN_COPIES, MAX_COPIES = 20_000, 20, 100
+# Minibatches in an epoch of the critics
+N_MINIBATCHES = 40
+# States that are enough for the Fisher matrix
+FISHER_STATES = 5_000
+# Bound on the KL divergence per action dimension
+KL_PER_DIMENSION = 0.01
+
+
+def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
+    """
+    For the id of a task that ``BatchVecEnv`` can step, many copies of it; anything else as it is.
+
+    :param env: what the user gave
+    """
+    import gymnasium as gym
+
+    from safe_envs import BatchVecEnv
+
+    if not isinstance(env, str):
+        return env
+    try:
+        spec = gym.spec(env)
+        max_episode_steps = spec.max_episode_steps or COPIES_ROLLOUT
+        n_envs = int(np.clip(COPIES_ROLLOUT // max_episode_steps, MIN_COPIES, MAX_COPIES))
+        vec_env = make_vec_env(env, n_envs=n_envs, vec_env_cls=BatchVecEnv)
+    except (gym.error.Error, TypeError):
+        # SB3 makes it, or says what is wrong with it
+        return env
+    if verbose >= 1:
+        print(f"Stepping {n_envs} copies of {env} at once (pass an environment to choose their number)")
+    return vec_env
+
+
+def default_n_steps(n_envs: int, max_episode_steps: int | None) -> int:
+    """
+    Whole episodes, at least 20 of them where the time limit is known.
+
+    :param n_envs: number of copies
+    :param max_episode_steps: time limit; None: not known
+    """
+    if max_episode_steps is None:
+        return max(UNKNOWN_EPISODE, math.ceil(MIN_ROLLOUT / n_envs))
+    rollout = max(MIN_EPISODES * max_episode_steps, MIN_ROLLOUT)
+    n_steps = max(rollout / n_envs, MIN_STEPS)
+    return max_episode_steps * math.ceil(n_steps / max_episode_steps)
+
+
+def default_batch_size(rollout_size: int) -> int:
+    """The divisor of a rollout that comes nearest to 40 minibatches."""
+    divisors = [size for size in range(1, rollout_size + 1) if rollout_size % size == 0]
+    wanted = max(rollout_size / N_MINIBATCHES, 64)
+    return min(divisors, key=lambda size: abs(math.log(size / wanted)))
+
+
+def default_fisher_sub_sampling_factor(rollout_size: int) -> int:
+    return max(1, rollout_size // FISHER_STATES)
+
+
+def n_action_dimensions(action_space: spaces.Space) -> int:
+    """Independent parts of an action's distribution."""
+    return int(np.prod(action_space.shape)) if isinstance(action_space, spaces.Box) else 1
+
+
+def fill_in(arguments: dict[str, Any], n_envs: int | None, max_episode_steps: int | None, action_space: spaces.Space) -> None:
+    """
+    Replace None by what is chosen.
+
+    :param arguments: of an algorithm, by name; changed in place
+    :param n_envs: number of copies; None: there is no environment
+    """
+    if arguments.get("n_steps") is None and n_envs is not None:
+        arguments["n_steps"] = default_n_steps(n_envs, max_episode_steps)
+    if n_envs is not None and arguments.get("n_steps") is not None:
+        rollout_size = arguments["n_steps"] * n_envs
+        if arguments.get("batch_size") is None:
+            arguments["batch_size"] = default_batch_size(rollout_size)
+        if "fisher_sub_sampling_factor" in arguments and arguments["fisher_sub_sampling_factor"] is None:
+            arguments["fisher_sub_sampling_factor"] = default_fisher_sub_sampling_factor(rollout_size)
+    if "target_kl" in arguments and arguments["target_kl"] is None:
+        arguments["target_kl"] = KL_PER_DIMENSION * n_action_dimensions(action_space)
