@@ -42,7 +42,7 @@ RULES = (
     Rule(
         lambda value: value >= 0 and bool(np.isfinite(value)),
         "must be a finite number >= 0",
-        ("cg_damping", "cost_confidence", "cost_margin_lr"),
+        ("cg_damping", "cost_confidence", "cost_margin_lr", "n_noise_draws"),
     ),
     Rule(lambda value: value >= 0 and bool(np.isfinite(value)), "must be finite and not negative", ("penalty_lr",)),
     Rule(lambda value: 0 < value < 1, "must lie in (0, 1)", ("line_search_shrinking_factor",)),

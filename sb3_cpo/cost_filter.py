@@ -14,6 +14,10 @@ import numpy as np
 NOISE_RATE, LEAST_NOISE = 0.1, 0.05
 # Step size of the drift
 DRIFT_RATE = 0.15
+# Within so many standard deviations of the limit, an update may move J unforeseen by this share of the limit
+NEAR, TOLERATED = 3.0, 0.1
+# The trust region keeps at least this share
+LEAST_REGION = 0.1
 
 
 class FilteredCost(NamedTuple):
@@ -65,3 +69,21 @@ def filter_cost(
         (1 - NOISE_RATE) * before.process_noise + NOISE_RATE * surprise,
         np.maximum(before.drift + DRIFT_RATE * gain * difference, 0.0),
     )
+
+
+def region_share(filtered: FilteredCost, limit: np.ndarray) -> float:
+    """
+    The share of the trust region that leaves J within its limit for all that an update changes unforeseen.
+
+    What is unforeseen grows with the region. Near a limit it should move J by no more than a tenth of the limit: there, the
+    region is made smaller; far below, J may move as it likes.
+
+    :param limit: (n_costs,)
+    :return: between LEAST_REGION and 1
+    """
+    unforeseen = np.sqrt(filtered.process_noise)
+    is_near = filtered.mean + filtered.drift + NEAR * np.sqrt(filtered.variance + filtered.process_noise) > limit
+    tolerated = TOLERATED * np.maximum(np.abs(limit), np.abs(filtered.mean))
+    shares = np.ones_like(unforeseen)
+    np.divide(tolerated**2, unforeseen**2, out=shares, where=is_near & (unforeseen > tolerated))
+    return float(np.clip(shares, LEAST_REGION, 1.0).min(initial=1.0))

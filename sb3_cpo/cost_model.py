@@ -43,6 +43,8 @@ class CostModel(OnPolicyAlgorithm):
     has_cost_critic: ClassVar[bool] = True
     """Whether the algorithm needs cost advantages, and with them a policy with a cost head."""
 
+    n_steps: int
+    batch_size: int
     policy: ActorCriticPolicy
     rollout_buffer: CostRolloutBuffer
     cost_limits: CostLimits
@@ -91,7 +93,7 @@ class CostModel(OnPolicyAlgorithm):
             **kwargs,
         )
         self.cost_limit = cost_limit
-        self.batch_size = batch_size
+        self.batch_size = batch_size  # type: ignore[assignment]
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
         self.cost_gamma = cost_gamma

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_cpo import log_keys
 from sb3_cpo.buffers import CostRolloutBuffer
-from sb3_cpo.cost_filter import FilteredCost, filter_cost, first_filtered_cost
+from sb3_cpo.cost_filter import FilteredCost, filter_cost, first_filtered_cost, region_share
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.critics import CriticBatch
@@ -20,6 +20,11 @@ from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region import TrustRegionStep
 from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
 from sb3_cpo.watchdog import Watchdog
+
+# Standard deviations of what is believed of J that are kept as a distance from the limit
+CONFIDENCE = 0.5
+# An action answers for the costs of the next hundred steps
+COST_GAE_GAMMA = 0.99
 
 
 class CPO(TrustRegionAlgorithm):
@@ -32,8 +37,8 @@ class CPO(TrustRegionAlgorithm):
     surrogate costs <= 0`` and ``KL <= target_kl``. Where the trust region misses the safe set, the update only lowers costs.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs. Given as
-        a string, a task that ``BatchVecEnv`` can step is made in many copies
+    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs.
+        Given as a string, a task that ``BatchVecEnv`` can step is made in many copies
     :param cost_limit: Bound on the cost of an episode, mean over episodes. A number, or a sequence with one entry per
         constraint, limits ``info["cost"]``; a mapping limits the keys of ``info`` that it names. Each limit can be a function
         of the current progress remaining (from 1 to 0). None: the limit that the environment has in an attribute
@@ -78,13 +83,15 @@ class CPO(TrustRegionAlgorithm):
     :param cost_gae_lambda: Factor for trade-off of bias vs variance for the cost advantages
     :param cost_gae_gamma: Discount factor of the cost critic and the cost advantages, where it is to differ from
         ``cost_gamma``, which discounts J. Below 1 it trades bias for variance (Schulman et al., 2016, section 3): an action is
-        held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps
+        held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps. None: 0.99, at most ``cost_gamma``;
+        ``cost_gamma`` itself, as in the paper, where ``n_noise_draws`` is 0
     :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
         paper's. With few episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by
         importance ratios, lend it theirs
     :param n_noise_draws: Draws of random signs by which the noise of the gradients is measured: an update then expects of the
-        costs only what episodes have in common, and J is filtered over updates. 0: as in the paper, which trusts every batch
-    :param cost_confidence: z: constrain the mean episode cost plus z standard errors. 0 constrains the mean
+        costs only what episodes have in common, and J is filtered over updates. 0: the paper's, which trusts every batch
+    :param cost_confidence: z: constrain the mean episode cost plus z standard errors, or standard deviations of the filtered J
+        with what an update may change unforeseen. 0 constrains the mean. None: 0.5; 0 where ``n_noise_draws`` is 0
     :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
         action), so that what every update fails to deliver does not become a lasting excess. 0 is the paper's: no margin
     :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
@@ -128,7 +135,7 @@ class CPO(TrustRegionAlgorithm):
         cost_gae_gamma: float | None = None,
         n_cost_rollouts: int = 1,
         n_noise_draws: int = 2,
-        cost_confidence: float = 0.0,
+        cost_confidence: float | None = None,
         cost_margin_lr: float = 0.0,
         cost_estimator: CostEstimator = mean_cost,
         cost_shaping: FailurePredictor | None = None,
@@ -173,13 +180,18 @@ class CPO(TrustRegionAlgorithm):
         )
         self.n_cost_rollouts = n_cost_rollouts
         self.n_noise_draws = n_noise_draws
-        self.cost_confidence = cost_confidence
+        self.cost_confidence: float = cost_confidence  # type: ignore[assignment]
         self.cost_margin_lr = cost_margin_lr
 
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
+        # The paper's where batches are trusted as they are
+        if self.cost_confidence is None:
+            self.cost_confidence = CONFIDENCE if self.n_noise_draws > 0 else 0.0
+        if self.cost_gae_gamma is None and self.n_noise_draws > 0:
+            self.cost_gae_gamma = min(COST_GAE_GAMMA, self.cost_gamma)
         super()._setup_model()
         self._recent: deque[CostBatch] = deque(maxlen=self.n_cost_rollouts)
 
@@ -213,7 +225,13 @@ class CPO(TrustRegionAlgorithm):
         # 3. The step
         if self.cost_margin_lr == 0:
             self.margin = CostMargin(self.n_costs)
-        step = self._trust_region_step(rollout, batches, violation + self.margin.value, n_noise_draws=self.n_noise_draws)
+        step = self._trust_region_step(
+            rollout,
+            batches,
+            violation + self.margin.value,
+            n_noise_draws=self.n_noise_draws,
+            target_kl=self.target_kl * self._region_share(rollout.limit),
+        )
 
         # 4. What it teaches
         self._recent = deque(batches, maxlen=self.n_cost_rollouts)
@@ -233,6 +251,10 @@ class CPO(TrustRegionAlgorithm):
             self.filtered_cost = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
         filtered = self.filtered_cost
         return filtered.mean + filtered.drift + self.cost_confidence * np.sqrt(filtered.variance + filtered.process_noise)
+
+    def _region_share(self, limit: np.ndarray) -> float:
+        """The share of the trust region that the next step may use."""
+        return 1.0 if self.filtered_cost is None else region_share(self.filtered_cost, limit)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""

@@ -23,8 +23,8 @@ class FPO(PDO):
     It is :class:`~sb3_cpo.PDO` whose penalty does not move. The limit is only logged.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs. Given as
-        a string, a task that ``BatchVecEnv`` can step is made in many copies
+    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs.
+        Given as a string, a task that ``BatchVecEnv`` can step is made in many copies
     :param cost_limit: Bound on the cost of an episode, for the logs; it also says which costs there are
     :param learning_rate: The learning rate of the critics, it can be a function
         of the current progress remaining (from 1 to 0)

@@ -29,8 +29,8 @@ class PDO(TrustRegionAlgorithm):
     the violations before it: it is updated after the policy.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs. Given as
-        a string, a task that ``BatchVecEnv`` can step is made in many copies
+    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs.
+        Given as a string, a task that ``BatchVecEnv`` can step is made in many copies
     :param cost_limit: Bound on the cost of an episode, mean over episodes. A number, or a sequence with one entry per
         constraint, limits ``info["cost"]``; a mapping limits the keys of ``info`` that it names. Each limit can be a function
         of the current progress remaining (from 1 to 0). None: the limit that the environment has in an attribute

@@ -29,8 +29,8 @@ class TRPO(TrustRegionAlgorithm):
     problem with conjugate gradients that start from zero.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs. Given as
-        a string, a task that ``BatchVecEnv`` can step is made in many copies
+    :param env: The environment to learn from (if registered in Gym, can be str). Every step's ``info`` holds the costs.
+        Given as a string, a task that ``BatchVecEnv`` can step is made in many copies
     :param cost_limit: A limit to compare the costs with, in the logs only. None: ``info["cost"]`` is logged if it is there
     :param learning_rate: The learning rate of the critics, it can be a function
         of the current progress remaining (from 1 to 0)

@@ -163,7 +163,9 @@ def test_shaped_costs_are_used_and_raw_ones_logged(algorithm):
 
 def test_violation_of_cpo_is_that_of_the_shaped_cost(monkeypatch):
     env = vec_env(lambda rank: RiskyEnv(), 2)
-    model = CPO("MlpPolicy", env, 1.0, cost_shaping=FailurePredictor(paper_init=True), **KWARGS)
+    model = CPO(
+        "MlpPolicy", env, 1.0, cost_shaping=FailurePredictor(paper_init=True), n_noise_draws=0, cost_confidence=0.0, **KWARGS
+    )
     violations = []
     watch = model._watch
     monkeypatch.setattr(model, "_watch", lambda step, violation: violations.append(violation) or watch(step, violation))

@@ -11,6 +11,9 @@ from sb3_cpo import CPO, TRPO, log_keys, trust_region_algorithm, watchdog
 from sb3_cpo.trust_region import trust_region_step
 
 SMALL = {"net_arch": [8]}
+# The paper's update: batches are trusted as they are
+PAPER = {"n_noise_draws": 0, "cost_confidence": 0.0, "cost_gae_gamma": 1.0}
+UNNORMALIZED = {"policy_kwargs": {**SMALL, "normalize_observations": False}}
 KWARGS = {"n_steps": 32, "batch_size": 64, "device": "cpu", "seed": 0, "policy_kwargs": SMALL}
 
 
@@ -94,7 +97,7 @@ def test_the_surrogate_cost_is_that_of_an_episode(seen):
     """In units of J: the surrogate's gradient is that of the mean cost of an episode, computed from whole episodes."""
     env = vec_env(lambda rank: RiskyEnv(length=8), 8)
     # lambda = 1 and a critic that says 0: the advantage of a step is the cost from there to the end of the episode
-    model = CPO("MlpPolicy", env, 3.0, cost_gae_lambda=1.0, **KWARGS)
+    model = CPO("MlpPolicy", env, 3.0, cost_gae_lambda=1.0, **{**KWARGS, **PAPER, **UNNORMALIZED})
     with th.no_grad():
         model.policy.cost_value_net.weight.zero_()
         model.policy.cost_value_net.bias.zero_()
@@ -129,7 +132,7 @@ def test_the_surrogate_cost_is_that_of_an_episode(seen):
 @pytest.mark.parametrize("cost_limit", [-1e3, 3.0, 1e3])
 def test_every_update_keeps_its_promises(cost_limit, seen):
     env = vec_env(lambda rank: RiskyEnv(n_costs=2), 4)
-    CPO("MlpPolicy", env, [cost_limit, cost_limit + 2], **KWARGS).learn(128 * 8)
+    CPO("MlpPolicy", env, [cost_limit, cost_limit + 2], target_kl=0.01, **{**KWARGS, **PAPER}).learn(128 * 8)
     for call in seen:
         step, before, after, violation = (call[key] for key in ("step", "before", "after", "violation"))
         assert after.kl_div <= 0.01
@@ -218,7 +221,7 @@ def test_watchdog_warns_once_of_a_limit_out_of_reach(monkeypatch):
 
 def test_confidence_adds_standard_errors_to_the_violation(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
-    model = CPO("MlpPolicy", env, 1.0, cost_confidence=2.0, **KWARGS).learn(128)
+    model = CPO("MlpPolicy", env, 1.0, n_noise_draws=0, cost_confidence=2.0, **KWARGS).learn(128)
     estimate = model.raw_cost_estimate
     assert estimate.standard_error > 0
     np.testing.assert_allclose(seen[0]["violation"], estimate.mean + 2 * estimate.standard_error - 1)
@@ -226,7 +229,7 @@ def test_confidence_adds_standard_errors_to_the_violation(seen):
 
 def test_margin_is_the_sum_of_the_violations_that_an_update_could_have_mended(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
-    model = CPO("MlpPolicy", env, 2.0, cost_margin_lr=0.5, **KWARGS)
+    model = CPO("MlpPolicy", env, 2.0, cost_margin_lr=0.5, **{**KWARGS, **PAPER})
     margin, signs = 0.0, set()
     for _ in range(6):
         model.learn(128, reset_num_timesteps=False)
@@ -242,7 +245,7 @@ def test_margin_is_the_sum_of_the_violations_that_an_update_could_have_mended(se
 def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
     """The surrogate is the mean over rollouts, each weighted by the ratio of the policies that acted in it."""
     env = vec_env(lambda rank: RiskyEnv(), 4)
-    model = CPO("MlpPolicy", env, 2.0, n_cost_rollouts=4, **KWARGS)
+    model = CPO("MlpPolicy", env, 2.0, n_cost_rollouts=4, **{**KWARGS, **PAPER, **UNNORMALIZED})
     data = []
     for n_rollouts in (1, 2, 3, 4, 4):
         model.learn(128, reset_num_timesteps=False)
@@ -276,7 +279,7 @@ def test_the_cost_critic_is_fitted_to_the_costs_to_come_in_the_recent_rollouts(n
     """Two episodes of five steps per rollout; step number t of an environment costs t."""
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(5,), cost=lambda rank, t: float(t)), 2)
     kwargs = {**KWARGS, "n_steps": 10, "batch_size": 10, "n_critic_updates": 20}
-    model = CPO("MlpPolicy", env, 1.0, n_cost_rollouts=n_rollouts, **kwargs)
+    model = CPO("MlpPolicy", env, 1.0, n_cost_rollouts=n_rollouts, **PAPER, **kwargs)
     model.learn(3 * 20)
     policy, observations, targets = model.policy, [], []
     predict, standardise = policy.predict_standardised_cost_values, policy.standardise_costs
@@ -330,7 +333,7 @@ def test_earlier_rollouts_with_two_costs_and_after_loading(tmp_path):
 
 def test_fisher_matrix_on_fewer_states_still_keeps_the_divergence_of_all(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
-    CPO("MlpPolicy", env, 1.0, fisher_sub_sampling_factor=5, **KWARGS).learn(128 * 4)
+    CPO("MlpPolicy", env, 1.0, fisher_sub_sampling_factor=5, target_kl=0.01, **KWARGS).learn(128 * 4)
     assert all(call["after"].kl_div <= 0.01 for call in seen)
     assert any(call["step"].step_size > 0 for call in seen)
 
@@ -338,7 +341,7 @@ def test_fisher_matrix_on_fewer_states_still_keeps_the_divergence_of_all(seen):
 def test_critic_of_this_batch_does_not_see_the_costs_of_this_batch_before_the_policy_does():
     """Advantages come from the critics before their fit: a critic of zero gives the plain costs, lambda = 1."""
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,), cost=lambda rank, t: 1.0))
-    model = CPO("MlpPolicy", env, 1.0, cost_gae_lambda=1.0, **{**KWARGS, "n_steps": 8, "batch_size": 8})
+    model = CPO("MlpPolicy", env, 1.0, cost_gae_lambda=1.0, **{**KWARGS, **PAPER, "n_steps": 8, "batch_size": 8})
     with th.no_grad():
         model.policy.cost_value_net.weight.zero_()
         model.policy.cost_value_net.bias.zero_()
@@ -349,7 +352,7 @@ def test_critic_of_this_batch_does_not_see_the_costs_of_this_batch_before_the_po
 def test_worst_case_of_proposition_2_by_hand():
     for cost_gamma, horizon in ((1.0, 4.0), (0.9, 10.0)):
         env = vec_env(lambda rank: RiskyEnv(action_space=spaces.Discrete(3)), 4)
-        model = CPO("MlpPolicy", env, 1.0, cost_gamma=cost_gamma, **KWARGS).learn(128)
+        model = CPO("MlpPolicy", env, 1.0, cost_gamma=cost_gamma, target_kl=0.01, n_noise_draws=0, **KWARGS).learn(128)
         advantages = model.rollout_buffer.cost_advantages
         epsilon = np.abs(advantages - advantages.mean()).max()
         expected = 1.0 + np.sqrt(2 * 0.01) * cost_gamma * epsilon * horizon**2
@@ -357,9 +360,11 @@ def test_worst_case_of_proposition_2_by_hand():
 
 
 def test_learns_with_the_defaults_from_an_environment_id():
-    model = CPO("MlpPolicy", "SafePointCircle-v0", cost_limit=5, n_steps=65, batch_size=65, device="cpu", seed=0).learn(130)
+    model = CPO("MlpPolicy", "SafePointCircle-v0", n_steps=65, device="cpu", seed=0).learn(130)
     assert np.isfinite(model.ep_cost_mean).all()
-    assert model.raw_cost_estimate.n_episodes == 1
+    assert model.cost_limit == 5
+    assert model.env.num_envs == 100
+    assert model.raw_cost_estimate.n_episodes >= 100
 
 
 def test_margin_shrinks_where_no_step_is_feasible_but_the_limit_is_kept():
@@ -374,7 +379,7 @@ def test_margin_shrinks_where_no_step_is_feasible_but_the_limit_is_kept():
 
 def test_no_margin_is_left_when_a_model_is_loaded_without(tmp_path, seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
-    model = CPO("MlpPolicy", env, 1.0, cost_margin_lr=0.5, **KWARGS).learn(256)
+    model = CPO("MlpPolicy", env, 1.0, cost_margin_lr=0.5, **{**KWARGS, **PAPER}).learn(256)
     model.margin.value = np.array([3.0])
     model.save(tmp_path / "cpo")
     loaded = CPO.load(tmp_path / "cpo", env=env, cost_margin_lr=0.0).learn(128, reset_num_timesteps=False)
@@ -384,7 +389,7 @@ def test_no_margin_is_left_when_a_model_is_loaded_without(tmp_path, seen):
 def test_worst_case_of_each_constraint_is_made_of_its_own_advantages(monkeypatch):
     rows = []
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,), keys=("a", "b"), cost=lambda rank, t: 1e3 * (t % 2)), 2)
-    model = CPO("MlpPolicy", env, {"a": 0.0, "b": 0.0}, **{**KWARGS, "cost_gae_lambda": 1.0})
+    model = CPO("MlpPolicy", env, {"a": 0.0, "b": 0.0}, **{**KWARGS, **PAPER, "cost_gae_lambda": 1.0})
     monkeypatch.setattr(log_keys, "of_worst_case", lambda limit, largest, *args: rows.append(largest) or {})
     model.learn(128)
     # Costs of b are twice those of a, and the critic begins near zero

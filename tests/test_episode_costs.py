@@ -1,7 +1,7 @@
 import numpy as np
-import pytest
+from scipy import stats
 
-from sb3_cpo.episode_costs import EpisodeCosts
+from sb3_cpo.episode_costs import EpisodeCosts, mean_cost
 
 NO, YES = np.array([False]), np.array([True])
 
@@ -62,15 +62,23 @@ def test_mean_is_over_episodes_and_not_over_steps():
     assert costs.estimate().mean_length == 50
 
 
-@pytest.mark.parametrize(("max_episode_steps", "length"), [(None, 2.0), (50, 50.0)])
-def test_without_a_finished_episode_the_estimate_is_cost_so_far_plus_value(max_episode_steps, length):
+def test_without_a_finished_episode_and_a_time_limit_the_estimate_is_cost_so_far_plus_value():
     costs = EpisodeCosts(n_envs=2, n_costs=2)
     play(costs, [[[1, 0], [2, 0]], [[3, 0], [4, 0]]], [[False, False]] * 2)
-    estimate = costs.estimate(np.array([[10.0, 5.0], [20.0, 7.0]]), max_episode_steps)
+    estimate = costs.estimate(np.array([[10.0, 5.0], [20.0, 7.0]]))
     np.testing.assert_allclose(estimate.mean, [(4 + 10 + 6 + 20) / 2, 6.0])
     assert estimate.n_episodes == 0
-    assert estimate.mean_length == length
+    assert estimate.mean_length == 2
     assert np.isnan(estimate.standard_error).all()
+
+
+def test_a_critic_that_says_less_than_the_rate_so_far_is_not_believed():
+    """10 in the first two of fifty steps are 250 in all; the second cost is what the critic says, which is more."""
+    costs = EpisodeCosts(n_envs=2, n_costs=2)
+    play(costs, [[[1, 0], [2, 0]], [[3, 0], [4, 0]]], [[False, False]] * 2)
+    estimate = costs.estimate(np.array([[10.0, 5.0], [20.0, 7.0]]), 50)
+    np.testing.assert_allclose(estimate.mean, [5 + 48 * 10 / 4, 6.0])
+    assert estimate.mean_length == 50
 
 
 def test_without_a_finished_episode_older_steps_are_called_stale():
@@ -113,3 +121,43 @@ def test_rest_of_a_discounted_episode_is_discounted():
         costs.add(np.array([[4.0]]), np.array([False]))
     # 4 + 2 so far, and 1 + 0.5 in the two steps to come
     np.testing.assert_allclose(costs.estimate(max_episode_steps=4).mean, [7.5])
+
+
+def test_long_episodes_and_short_rollouts_are_never_believed_to_be_cheap():
+    """1,000 steps at 0.1 each, 128 of them in a rollout: J is 100 in every rollout, whatever an untrained critic says."""
+    costs = EpisodeCosts(n_envs=4, n_costs=1)
+    for rollout in range(9):
+        costs.start_rollout()
+        for step in range(rollout * 128, (rollout + 1) * 128):
+            costs.add(np.full((4, 1), 0.1), np.full(4, step % 1000 == 999))
+        for value in (-1e3, 0.0, None):
+            cut_values = None if value is None else np.full((4, 1), value)
+            np.testing.assert_allclose(costs.estimate(cut_values, 1000).mean, 100)
+
+
+def cvar(episodes, alpha=0.5):
+    """Mean of the worst half."""
+    worst = np.sort(episodes.costs, axis=0)[int(len(episodes.costs) * alpha) :]
+    return worst.mean(axis=0), worst.std(axis=0, ddof=1) / np.sqrt(len(worst))
+
+
+def upper_bound(episodes):
+    """One-sided 95 % upper confidence bound of the mean (Student's t)."""
+    mean, error = mean_cost(episodes)
+    return mean + stats.t.ppf(0.95, len(episodes.costs) - 1) * error, error
+
+
+def test_other_estimators_of_j():
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [1.0, 2.0, 3.0, 10.0], [True] * 4)
+    assert costs.estimate(estimator=cvar).mean == 6.5
+    bound = costs.estimate(estimator=upper_bound)
+    np.testing.assert_allclose(bound.mean, 4 + 2.3534 * np.std([1, 2, 3, 10], ddof=1) / 2, rtol=1e-4)
+    assert (bound.n_episodes, bound.mean_length) == (4, 1)
+
+
+def test_an_episode_that_does_not_count_begins_anew():
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    costs.add(np.array([[5.0]]), np.array([True]), np.array([False]))
+    costs.add(np.array([[2.0]]), np.array([True]), np.array([True]))
+    assert costs.episodes.tolist() == [[2.0]]

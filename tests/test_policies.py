@@ -81,6 +81,7 @@ def test_hidden_layers_of_the_cost_critic(net_arch, hidden):
 
 def test_rewriting_the_statistics_leaves_predictions_unchanged():
     policy = make_policy()
+    th.nn.init.normal_(policy.cost_value_net.weight)
     obs = observations(policy)
     rng = np.random.default_rng(0)
     for scale, shift in [(1, 0), (300, 1000), (0.01, 5), (40, -7)]:
@@ -88,7 +89,7 @@ def test_rewriting_the_statistics_leaves_predictions_unchanged():
         targets = th.as_tensor(rng.normal(size=(500, 2)) * scale + shift, dtype=th.float32)
         policy.update_cost_statistics(targets)
         after = policy.predict_cost_values(obs).detach()
-        tolerance = 1e-5 * float(policy.cost_value_std.max() + policy.cost_value_mean.abs().max())
+        tolerance = 1e-5 * float(policy.cost_value_net.std.max() + policy.cost_value_net.mean.abs().max())
         th.testing.assert_close(after, before, rtol=1e-4, atol=tolerance)
     # and standardising is the inverse of what makes predictions of outputs
     raw = policy.predict_standardised_cost_values(obs)
@@ -101,16 +102,16 @@ def test_statistics_of_the_first_batches_are_those_of_all_their_targets():
     batches += th.arange(4).reshape(4, 1, 1) * 5
     for batch in batches:
         policy.update_cost_statistics(batch)
-    th.testing.assert_close(policy.cost_value_mean, batches.flatten(0, 1).mean(dim=0))
-    th.testing.assert_close(policy.cost_value_std, batches.flatten(0, 1).std(dim=0, unbiased=False))
+    th.testing.assert_close(policy.cost_value_net.mean, batches.flatten(0, 1).mean(dim=0))
+    th.testing.assert_close(policy.cost_value_net.std, batches.flatten(0, 1).std(dim=0, unbiased=False))
 
 
 def test_costs_without_spread_are_not_scaled():
     policy = make_policy()
     for _ in range(2):
         policy.update_cost_statistics(th.zeros(10, 2))
-    assert policy.cost_value_std.tolist() == [1, 1]
-    assert policy.cost_value_mean.tolist() == [0, 0]
+    assert policy.cost_value_net.std.tolist() == [1, 1]
+    assert policy.cost_value_net.mean.tolist() == [0, 0]
     assert th.isfinite(policy.predict_cost_values(observations(policy))).all()
 
 
@@ -147,6 +148,7 @@ def test_features_extractor_of_the_cost_critic_is_its_own_unless_shared(share):
         CnnPolicy, image_space(), share_features_extractor=share, features_extractor_kwargs={"features_dim": 8}
     )
     assert (policy.cvf_features_extractor is policy.features_extractor) == share
+    th.nn.init.ones_(policy.cost_value_net.weight)
     policy.predict_cost_values(observations(policy)).sum().backward()
     touched = {name for name, param in policy.named_parameters() if param.grad is not None and param.grad.abs().sum() > 0}
     assert {name for name in touched if not name.startswith(("cost_", "cvf_"))} == (

@@ -68,7 +68,17 @@ def test_one_update_equals_that_of_sb3_contrib(action_space, n_actions, use_sde,
     theirs = [params for params, _ in contribs]
     spread = max(distance(theirs[0], theirs[1]), distance(theirs[0], theirs[2]), distance(theirs[1], theirs[2]))
     cls, limit = {"TRPO": (TRPO, None), "CPO": (CPO, 1e9), "CPO without constraints": (CPO, [])}[algorithm]
-    model = cls("MlpPolicy", make_env(action_space), cost_limit=limit, target_kl=0.01, cg_damping=0.1, **KWARGS, **kwargs)
+    # Where contrib has neither
+    plain = {**KWARGS.get("policy_kwargs", {}), "normalize_observations": False, "standardize_returns": False}
+    model = cls(
+        "MlpPolicy",
+        make_env(action_space),
+        cost_limit=limit,
+        target_kl=0.01,
+        cg_damping=0.1,
+        **{**KWARGS, "policy_kwargs": plain},
+        **kwargs,
+    )
     before = parameters(model)
     mine = parameters(model.learn(256))
     moved = distance(mine, before)
