@@ -15,7 +15,7 @@ NOISE_RATE, LEAST_NOISE = 0.1, 0.05
 # Step size of the drift
 DRIFT_RATE = 0.15
 # Within so many standard deviations of the limit, an update may move J unforeseen by this share of the limit
-NEAR, TOLERATED = 3.0, 0.1
+NEAR, TOLERATED = 3.0, 0.2
 # The trust region keeps at least this share
 LEAST_REGION = 0.1
 
@@ -75,7 +75,7 @@ def region_share(filtered: FilteredCost, limit: np.ndarray) -> float:
     """
     The share of the trust region that leaves J within its limit for all that an update changes unforeseen.
 
-    What is unforeseen grows with the region. Near a limit it should move J by no more than a tenth of the limit: there, the
+    What is unforeseen grows with the region. Near a limit it should move J by no more than a fifth of the limit: there, the
     region is made smaller; far below, J may move as it likes.
 
     :param limit: (n_costs,)

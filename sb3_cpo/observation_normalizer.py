@@ -59,15 +59,20 @@ class ObservationNormalizer(nn.Module):
     """
     Standardises observations that are vectors of numbers; images, discrete observations and the like pass as they are.
 
+    A policy that was trained on observations as they are (PPO's, as a warm start) keeps them so: its normalizer is frozen.
+
     The statistics rest during a rollout and are updated between updates, so that old and new log-probabilities of a rollout
     are of the same inputs. In the first rollout observations are not standardised: nothing has been seen.
 
     :param space: of the observations; a ``Dict`` is treated part by part
     """
 
+    is_frozen: th.Tensor
+
     def __init__(self, space: spaces.Space):
         super().__init__()
         self._keys = normalized_keys(space)
+        self.register_buffer("is_frozen", th.zeros((), dtype=th.bool))
         self.moments = nn.ModuleList(RunningMoments(_part(space, key).shape) for key in self._keys)  # type: ignore[arg-type]
 
     def forward(self, obs: Any) -> Any:
@@ -84,6 +89,8 @@ class ObservationNormalizer(nn.Module):
         """
         :param obs: (n, ...) observations as the environment gave them; a dictionary of them for a ``Dict`` space
         """
+        if self.is_frozen:
+            return
         for key, moments in zip(self._keys, self.moments, strict=True):
             moments.update(obs if key is None else obs[key])  # type: ignore[operator]
 

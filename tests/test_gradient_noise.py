@@ -1,0 +1,167 @@
+"""The Gram matrix without noise, against what every draw of signs gives and against a problem whose gradient is known."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_cpo.gradient_noise import LEAST_SIGNAL, constraint_basis, subtract_noise
+from sb3_cpo.trust_region import NoiseProbe, Surrogates, trust_region_step
+
+
+def gram_of(vectors):
+    return vectors @ vectors.T
+
+
+def test_all_draws_of_signs_together_are_the_products_of_different_episodes():
+    """E[b_z b_z'] = sum_e b_e b_e': what is left of the Gram matrix are the products of different episodes, scaled up."""
+    rng = np.random.default_rng(0)
+    n_episodes = 5
+    contributions = rng.normal(size=(n_episodes, 2, 7)) + 3.0  # of two signals
+    gram = gram_of(contributions.sum(axis=0))
+    flipped = [np.tensordot(signs, contributions, axes=1) for signs in product([-1.0, 1.0], repeat=n_episodes)]
+    honest, share = subtract_noise(gram, gram_of(np.concatenate(flipped)), n_episodes)
+    different = sum(contributions[one] @ contributions[other].T for one in range(5) for other in range(5) if one != other)
+    np.testing.assert_allclose(honest, different * n_episodes / (n_episodes - 1), rtol=1e-9)
+    own = sum(np.diagonal(gram_of(contribution)) for contribution in contributions)
+    np.testing.assert_allclose(share, own / np.diagonal(gram))
+
+
+def test_the_estimate_is_unbiased():
+    """Batches of noisy episodes: on average, what is left is the Gram matrix of the true gradients, and the raw one is not."""
+    rng = np.random.default_rng(1)
+    true = np.zeros((2, 40))
+    true[0, :3], true[1, 1:4] = 1.0, -1.0
+    n_episodes, raw, left = 10, [], []
+    for _ in range(4000):
+        contributions = true / n_episodes + rng.normal(size=(n_episodes, 2, 40)) * 0.05
+        signs = rng.choice([-1.0, 1.0], size=n_episodes)
+        gram = gram_of(contributions.sum(axis=0))
+        noise = gram_of(np.tensordot(signs, contributions, axes=1))
+        raw.append(gram)
+        left.append((gram - noise) * n_episodes / (n_episodes - 1))
+    np.testing.assert_allclose(np.mean(left, axis=0), gram_of(true), atol=0.08)
+    assert np.mean(raw, axis=0)[0, 0] > 3.8
+
+
+def test_what_is_left_is_bounded_where_a_draw_says_more_noise_than_there_is_anything():
+    gram = np.array([[2.0, -1.0], [-1.0, 1.0]])
+    noise = np.array([[1.0, 0.5], [0.5, 3.0]])
+    honest, share = subtract_noise(gram, noise, 20)
+    np.testing.assert_allclose(np.diagonal(honest), [20 / 19, LEAST_SIGNAL])
+    assert abs(honest[0, 1]) <= np.sqrt(honest[0, 0] * honest[1, 1]) + 1e-12
+    np.testing.assert_allclose(share, [0.5, 3.0])
+    # From one episode nothing can be said
+    np.testing.assert_array_equal(subtract_noise(gram, noise, 1)[0], gram)
+
+
+def test_without_noise_the_basis_is_that_of_the_paper():
+    gram = np.array([[2.0, -1.0, 0.3], [-1.0, 1.5, 0.2], [0.3, 0.2, 0.7]])
+    np.testing.assert_array_equal(constraint_basis(gram, gram), np.eye(3)[1:])
+    np.testing.assert_allclose(constraint_basis(gram, gram.copy()), np.eye(3)[1:], atol=1e-12)
+
+
+class Problem:
+    """
+    Surrogates that are linear in twelve parameters, a KL divergence that is half their squared norm. The cost falls along the
+    first parameter for every episode; along the others it is the noise of single episodes.
+    """
+
+    def __init__(self, noise, unit=1.0, n_episodes=8):
+        rng = np.random.default_rng(3)
+        self.params = [nn.Parameter(th.zeros(12, dtype=th.float64))]
+        common = np.zeros((n_episodes, 12))
+        common[:, 0] = 1.0 / n_episodes
+        odd = rng.normal(size=(n_episodes, 12)) * noise
+        odd[:, :2] = 0.0
+        self.costs = th.as_tensor(unit * (common + odd))
+        self.objective = th.as_tensor(np.tile([0.0, 1.0, *[0.0] * 10], (n_episodes, 1)) / n_episodes)
+        self.n_episodes = n_episodes
+
+    def evaluate(self):
+        x = self.params[0]
+        return Surrogates((self.objective @ x).sum(), (self.costs @ x).sum().reshape(1), (x @ x) / 2)
+
+    def probe(self):
+        signs = th.as_tensor(list(product([-1.0, 1.0], repeat=self.n_episodes)), dtype=th.float64)
+        x = self.params[0]
+        return NoiseProbe(signs @ (self.objective @ x), (signs @ (self.costs @ x)).unsqueeze(1), self.n_episodes)
+
+    def true_change(self, unit=1.0):
+        return unit * float(self.params[0][0])
+
+    def step(self, violation, corrected, **kwargs):
+        with th.no_grad():
+            self.params[0].zero_()
+        probe = self.probe if corrected else None
+        return trust_region_step(
+            self.params, self.evaluate, np.array([violation]), 0.02, cg_damping=0.0, probe_noise=probe, **kwargs
+        )
+
+
+def test_a_corrected_step_lowers_the_cost_that_a_plain_one_lowers_on_its_batch_only():
+    problem = Problem(noise=0.1)
+    plain = problem.step(0.05, corrected=False)
+    plain_change = problem.true_change()
+    corrected = problem.step(0.05, corrected=True)
+    # On the batch, the cost falls by what it must; three fifths of that come true
+    np.testing.assert_allclose(plain.cost_surrogate_change, -0.05, rtol=1e-6)
+    np.testing.assert_allclose(plain_change, -0.03, atol=0.003)
+    # The corrected step asks for more on this batch, and its prediction comes true up to a fifth
+    np.testing.assert_allclose(corrected.predicted_cost_change, -0.05, rtol=1e-6)
+    np.testing.assert_allclose(problem.true_change(), -0.05, rtol=0.2)
+    assert corrected.cost_surrogate_change < -0.09
+    assert 0.5 < corrected.gradient_noise[1] < 0.6
+
+
+def test_without_noise_the_corrected_step_is_the_papers():
+    """Every episode contributes the same: only the factor E / (E - 1) is left to undo."""
+    problem = Problem(noise=0.0)
+    plain = problem.step(0.05, corrected=False)
+    x = problem.params[0].detach().clone()
+    corrected = problem.step(0.05, corrected=True)
+    th.testing.assert_close(problem.params[0].detach(), x, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(corrected.predicted_cost_change, plain.cost_surrogate_change, rtol=1e-6)
+
+
+def test_where_no_constraint_is_active_the_step_is_trpos():
+    problem = Problem(noise=0.1)
+    problem.step(-100.0, corrected=False)
+    x = problem.params[0].detach().clone()
+    corrected = problem.step(-100.0, corrected=True)
+    assert th.equal(problem.params[0].detach(), x)
+    assert corrected.nu == 0
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e4])
+@pytest.mark.parametrize("violation", [-0.02, 0.05, 5.0])
+def test_the_unit_of_the_cost_does_not_matter(unit, violation):
+    one, other = Problem(noise=0.15), Problem(noise=0.15, unit=unit)
+    step_one = one.step(violation, corrected=True)
+    step_other = other.step(violation * unit, corrected=True)
+    th.testing.assert_close(one.params[0].detach(), other.params[0].detach(), rtol=1e-6, atol=1e-10)
+    np.testing.assert_allclose(step_other.predicted_cost_change, unit * step_one.predicted_cost_change, rtol=1e-6)
+
+
+def test_the_line_search_does_not_take_noise_for_a_lower_cost():
+    """
+    Of a violated constraint, the surrogate falls on every trial; what is expected of the step is that its cost stays. Without
+    the correction of the line search, such a step would be as good as any.
+    """
+    problem = Problem(noise=0.1)
+    step = problem.step(0.05, corrected=True, line_search_max_iter=1)
+    assert step.step_size == 1
+    hidden_rise = step.predicted_cost_change - step.cost_surrogate_change
+    assert hidden_rise > 0.04
+
+
+def test_conjugate_gradients_stop_where_there_is_no_curvature():
+    from sb3_cpo.trust_region import conjugate_gradient
+
+    matrix = th.diag(th.tensor([1.0, -1.0, 0.0]))
+    solutions, _ = conjugate_gradient(lambda v: v @ matrix, th.eye(3), max_steps=10)
+    assert th.isfinite(solutions).all()
+    th.testing.assert_close(solutions[0], th.tensor([1.0, 0, 0]))
+    assert not solutions[1:].any()
