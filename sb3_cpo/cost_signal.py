@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+# Networks compute in float32, whose largest number is 3e38, and square sums of costs
+LARGEST_COST = 1e15
+
 
 class MissingCost(KeyError):
     """
@@ -92,7 +95,7 @@ def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n
     except (TypeError, ValueError, RuntimeError):
         # RuntimeError: what torch raises for a tensor that requires grad
         _raise_wrong_cost(infos, keys, n_costs)
-    if not np.isfinite(costs).all():
+    if not (np.abs(costs) <= LARGEST_COST).all():
         _raise_wrong_cost(infos, keys, n_costs)
     return costs
 
@@ -115,4 +118,6 @@ def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | 
                 )
             if not np.isfinite(array).all():
                 raise ValueError(f"{place} is {value}: costs must be finite")
+            if not (np.abs(array) <= LARGEST_COST).all():
+                raise ValueError(f"{place} is {value}: costs beyond {LARGEST_COST:g} overflow in single precision")
     raise ValueError(f"the costs of {len(infos)} environments do not fit in shape ({len(infos)}, {n_costs})")

@@ -222,3 +222,30 @@ def test_a_predictor_made_for_another_model_is_refused():
     predictor = make_predictor()
     with pytest.raises(ValueError, match="made for 3 features and 1 costs, not for 5 and 1"):
         predictor.setup(spaces.Box(-1, 1, (5,)), 1, th.device("cpu"))
+
+
+def test_copies_and_unpickled_predictors_learn_as_the_original():
+    import copy
+    import pickle
+
+    rng = np.random.default_rng(0)
+    obs, labels = rng.normal(size=(50, 3)).astype(np.float32), rng.random((50, 1)) > 0.5
+    original = make_predictor()
+    original.fit(obs, labels)
+    copies = [copy.deepcopy(original), pickle.loads(pickle.dumps(original)), pickle.loads(pickle.dumps(copy.copy(original)))]
+    losses = [predictor.fit(obs, labels) for predictor in (original, *copies)]
+    assert losses == [losses[0]] * 4
+    for predictor in copies:
+        np.testing.assert_array_equal(predictor.bonus(obs), original.bonus(obs))
+        pickle.dumps(predictor)
+
+
+def test_raw_costs_stay_raw_where_no_episode_ends():
+    """Nothing ever costs, and the untrained predictor says 0.5 everywhere: J is 0, the constrained J is not."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(1000,), cost=lambda rank, t: 0.0), 2)
+    model = CPO("MlpPolicy", env, 1.0, cost_shaping=FailurePredictor(paper_init=True), **KWARGS)
+    model.learn(2 * 8 * 4)
+    assert model.ep_cost_mean == 0
+    assert model.cost_estimate.mean > 0
+    assert not model.rollout_buffer.costs.any()
+    assert model.rollout_buffer.cost_bonus.any()

@@ -169,3 +169,11 @@ def test_recording_shows_the_states_after_each_step():
     assert (recording.rewards, recording.lengths) == ([4.0, 4.0], [4, 4])
     np.testing.assert_array_equal(recording.costs, [[10.0], [10.0]])
     assert len(record_episodes(Still(), make_vec_env(CountingEnv), max_frames=2).frames) == 2
+
+
+def test_a_problem_without_constraints_is_evaluated_without_costs():
+    env = Monitor(CountingEnv())
+    model = CPO("MlpPolicy", env, cost_limit=[], n_steps=8, batch_size=8)
+    assert evaluate_policy(model, env, 1)[2].shape == (0,)
+    with pytest.raises(ValueError, match="names no cost"):
+        CPO("MlpPolicy", env, cost_limit={}, n_steps=8, batch_size=8)

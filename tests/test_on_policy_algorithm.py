@@ -37,6 +37,9 @@ class Rollouts(BaseCallback):
 
 def make_model(env, algorithm=CPO, **kwargs):
     kwargs = {"cost_limit": 5.0, "n_steps": 4, "batch_size": 4, "seed": 0, "device": "cpu", "policy_kwargs": SMALL, **kwargs}
+    if algorithm is CPO:
+        # Costs count to the end of their episode
+        kwargs.setdefault("cost_gae_gamma", kwargs.get("cost_gamma", 1.0))
     return algorithm("MlpPolicy", env, **kwargs)
 
 
@@ -171,7 +174,7 @@ def test_values_with_another_discount_do_not_enter_the_estimate_where_no_episode
 # -- Cost advantages
 
 
-@pytest.mark.parametrize(("cost_gamma", "cost_gae_gamma"), [(1.0, None), (0.9, None), (1.0, 0.8), (0.9, 0.8)])
+@pytest.mark.parametrize(("cost_gamma", "cost_gae_gamma"), [(1.0, 1.0), (0.9, 0.9), (1.0, 0.8), (0.9, 0.8)])
 def test_cost_advantages_by_hand_with_a_time_limit_a_termination_and_a_cut(cost_gamma, cost_gae_gamma, monkeypatch):
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2, 3)), 2)
     model = make_model(env, n_steps=7, cost_gamma=cost_gamma, cost_gae_lambda=0.5, cost_gae_gamma=cost_gae_gamma)
@@ -474,7 +477,8 @@ def test_logs_have_the_glossary_s_keys_in_every_format(names, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     env = vec_env(lambda rank: ScriptedEnv(rank, keys=names), 2)
-    model = CPO("MlpPolicy", env, dict.fromkeys(names, 5.0) or 5.0, n_steps=8, batch_size=8, device="cpu", policy_kwargs=SMALL)
+    limit = dict.fromkeys(names, 5.0) or 5.0
+    model = CPO("MlpPolicy", env, limit, n_steps=8, batch_size=8, device="cpu", policy_kwargs=SMALL, cost_gae_gamma=1.0)
     model.set_logger(configure(str(tmp_path), ["stdout", "log", "csv", "json", "tensorboard"]))
     model.learn(3 * 16)
     per_constraint = {f"{key}/{name}" for key in GLOSSARY for name in names} or set(GLOSSARY)
@@ -564,3 +568,164 @@ def test_a_rollout_without_a_finished_episode_is_no_proof_of_a_kept_limit():
     with pytest.warns(UserWarning, match="no episode ended in this rollout of 4 steps"):
         model.learn(8)
     assert model.safety.first_feasible_step == -1
+
+
+# -- What goes on from one call of learn, or from one model, to the next
+
+
+def test_a_cost_mentioned_late_loses_no_end_of_an_episode():
+    """TRPO learns in the middle of a rollout that there are two costs: all 16 episodes of 4 steps still end."""
+
+    class Late(ScriptedEnv):
+        def step(self, action):
+            *rest, info = super().step(action)
+            return *rest, info if self.t > 20 else {}
+
+    env = vec_env(lambda rank: Late(rank, lengths=(4,), n_costs=2), 2)
+    model = TRPO("MlpPolicy", env, n_steps=32, batch_size=32, device="cpu").learn(64)
+    assert model.n_costs == 2
+    assert model.raw_cost_estimate.n_episodes == 16
+    assert model.raw_cost_estimate.mean_length == 4
+
+
+def test_after_learn_nothing_of_the_user_is_held_and_the_model_can_be_copied():
+    import copy
+    import gc
+    import weakref
+
+    class Mine(BaseCallback):
+        def _on_step(self):
+            return True
+
+    callback = Mine()
+    model = make_model(vec_env(lambda rank: ScriptedEnv(rank), 2)).learn(8, callback=callback)
+    gone = weakref.ref(callback)
+    del callback
+    gc.collect()
+    assert gone() is None
+    twin = copy.deepcopy(model)
+    obs = np.zeros((1, 3), dtype=np.float32)
+    np.testing.assert_array_equal(twin.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    twin.learn(8, reset_num_timesteps=False)
+    assert (twin.safety.n_steps, model.safety.n_steps) == (16, 8)
+
+
+@pytest.mark.parametrize("reset", ["timesteps", "environment"])
+def test_what_was_learned_of_the_costs_ends_with_the_run_or_its_environment(reset):
+    env = vec_env(lambda rank: ScriptedEnv(rank), 2)
+    model = make_model(env, cost_limit=-1e5, cost_margin_lr=0.5, n_noise_draws=0).learn(16)
+    model.margin.value = np.array([3.0])
+    model._watchdog.n_unreachable = 7
+    if reset == "timesteps":
+        model._setup_learn(8, reset_num_timesteps=True)
+    else:
+        model.set_env(vec_env(lambda rank: ScriptedEnv(rank), 2))
+    assert model.cost_margin == 0
+    assert model._watchdog.n_unreachable == 0
+    assert np.isnan(model.ep_cost_mean).all()
+
+
+def test_a_loaded_model_without_environment_keeps_what_it_learned_when_it_gets_one(tmp_path):
+    model = make_model(vec_env(lambda rank: ScriptedEnv(rank), 2)).learn(16)
+    model.margin.value = np.array([3.0])
+    model.save(tmp_path / "model")
+    loaded = CPO.load(tmp_path / "model")
+    loaded.set_env(vec_env(lambda rank: ScriptedEnv(rank), 2))
+    assert loaded.cost_margin == 3
+    np.testing.assert_array_equal(loaded.ep_cost_mean, model.ep_cost_mean)
+
+
+def test_a_limit_assigned_by_a_callback_is_the_limit_of_the_next_update(tmp_path):
+    class Curriculum(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_start(self):
+            self.model.cost_limit = 10.0 - self.model.num_timesteps
+
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2,), cost=lambda rank, t: 1.0), 2)
+    model = make_model(env, cost_limit=10.0, n_noise_draws=0)
+    model.learn(16, callback=Curriculum())
+    assert model.cost_limit == 10 - 8
+    assert model.logger.name_to_value["train/violation"] == 2 - 2
+    model.save(tmp_path / "model")
+    assert CPO.load(tmp_path / "model").current_cost_limit == 2
+    with pytest.raises(ValueError, match="limits other costs"):
+        model.cost_limit = [1.0, 2.0]
+    with pytest.raises(ValueError, match="limits other costs"):
+        model.cost_limit = {"cost_speed": 1.0}
+    with pytest.raises(ValueError, match="expected a number"):
+        model.cost_limit = "five"
+    assert model.cost_limit == 2
+
+
+def test_other_arguments_can_be_assigned_too_and_are_checked():
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2,)), 2)
+    model = make_model(env).learn(8)
+    model.cost_gae_lambda, model.gamma, model.cost_gae_gamma, model.n_cost_rollouts = 0.5, 0.7, 0.3, 2
+    model.learn(16, reset_num_timesteps=False)
+    buffer = model.rollout_buffer
+    assert (buffer.cost_gae_lambda, buffer.gamma, buffer.cost_gamma) == (0.5, 0.7, 0.3)
+    assert len(model._recent) == 2
+    model.target_kl = -1.0
+    with pytest.raises(ValueError, match="target_kl must be positive, not -1"):
+        model.learn(8, reset_num_timesteps=False)
+
+
+def test_a_replaced_buffer_still_counts_costs_and_one_without_costs_is_refused():
+    from stable_baselines3.common.buffers import RolloutBuffer
+
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2,), cost=lambda rank, t: 1.0), 2)
+    model = make_model(env)
+    old = model.rollout_buffer
+    model.rollout_buffer = type(old)(old.buffer_size, old.observation_space, old.action_space, "cpu", n_envs=2)
+    model.learn(8)
+    assert model.ep_cost_mean == 2
+    model.rollout_buffer = RolloutBuffer(old.buffer_size, old.observation_space, old.action_space, "cpu", n_envs=2)
+    with pytest.raises(ValueError, match="the rollout buffer has no costs: it is a RolloutBuffer"):
+        model.learn(8)
+
+
+@pytest.mark.parametrize("when", ["step", "critics"])
+def test_an_update_happens_whole_or_not_at_all(when, monkeypatch):
+    from sb3_cpo import critics, trust_region
+
+    env = vec_env(lambda rank: RiskyEnv(), 2)
+    model = make_model(env, cost_limit=1.0, n_steps=16, batch_size=16, n_cost_rollouts=3).learn(32)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    moments = [value.clone() for state in model.policy.optimizer.state.values() for value in state.values()]
+    n_recent = len(model._recent)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if when == "step":
+            patch.setattr(
+                trust_region, "line_search", lambda params, *args, **kwargs: (params[0].data.fill_(9.0), interrupt())
+            )
+        else:
+            fit = critics.fit_critics
+            patch.setattr(critics, "fit_critics", lambda *args, **kwargs: (fit(*args, **kwargs), interrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(32, reset_num_timesteps=False)
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(value, before[name]), name
+    now = [value for state in model.policy.optimizer.state.values() for value in state.values()]
+    assert all(th.equal(mine, theirs) for mine, theirs in zip(now, moments, strict=True))
+    model.learn(32, reset_num_timesteps=False)
+    assert len(model._recent) <= n_recent + 1 + (when == "critics")
+
+
+def test_a_cost_too_large_to_square_leaves_a_model_that_can_go_on():
+    class Once(ScriptedEnv):
+        def step(self, action):
+            *rest, _ = super().step(action)
+            return *rest, {"cost": 1e30 if self.t == 5 else 1.0}
+
+    model = make_model(vec_env(lambda rank: Once(rank, lengths=(2,)), 2))
+    with pytest.raises(ValueError, match=r"cost"):
+        model.learn(16)
+    assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())
+    model.learn(16, reset_num_timesteps=False)
+    assert model.ep_cost_mean == 2

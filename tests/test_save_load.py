@@ -191,3 +191,24 @@ def test_parameters_of_a_model_with_other_constraints_are_a_warm_start():
     obs = np.zeros((1, 3), dtype=np.float32)
     np.testing.assert_array_equal(two.predict(obs, deterministic=True)[0], one.predict(obs, deterministic=True)[0])
     two.learn(16)
+
+
+def test_a_limit_of_other_costs_begins_anew(tmp_path):
+    def env():
+        return vec_env(lambda rank: ScriptedEnv(rank, keys=("a", "b")), 2)
+
+    model = CPO("MlpPolicy", env(), {"a": 1.0}, **KWARGS).learn(32)
+    model.margin.value = np.array([3.0])
+    model.save(tmp_path / "model")
+    same_cost = CPO.load(tmp_path / "model", env=env(), cost_limit={"a": 2.0})
+    assert same_cost.safety.n_updates == model.safety.n_updates > 0
+    assert same_cost.cost_margin == 3
+    other = CPO.load(tmp_path / "model", env=env(), cost_limit={"b": 1.0})
+    assert other.safety.n_updates == 0
+    assert np.isnan(other.ep_cost_mean).all()
+    assert other.cost_margin == 0
+    assert not other.predict_cost_values(OBS).any()
+    assert model.predict_cost_values(OBS).any()
+    # The actor is that of the model
+    np.testing.assert_array_equal(other.predict(OBS, deterministic=True)[0], model.predict(OBS, deterministic=True)[0])
+    other.learn(32, reset_num_timesteps=False)

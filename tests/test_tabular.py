@@ -14,6 +14,7 @@ from safe_envs.tabular import (
     TabularCMDP,
     TabularEnv,
     discount_as_termination,
+    discounted_visits,
     evaluate,
     mean_kl_divergence,
     mean_tv_distance,
@@ -693,3 +694,55 @@ def test_cpo_reaches_the_optimum(n_costs):
         worths.append(evaluate(cmdp, policy / policy.sum(axis=1, keepdims=True)))
     assert np.mean([worth.ep_rew_mean for worth in worths[-15:]]) > 0.97 * optimum.ep_rew_mean
     assert np.all(np.mean([worth.ep_cost_mean for worth in worths[-15:]], axis=0) < 1.03 * cmdp.cost_limit)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.99, 0.9])
+def test_gradient_of_the_cost_surrogate_is_that_of_the_discounted_cost(gamma, monkeypatch):
+    """
+    J discounts costs by ``cost_gamma``, from the beginning of each episode; so does the surrogate. Against the exact gradient
+    of episodes of 50 steps; without the weight gamma^t it is 1.3 (0.99) and 5 (0.9) times too long.
+    """
+    import torch as th
+
+    from sb3_cpo import CPO, trust_region_algorithm
+
+    horizon, gradients = 50, []
+    # Episodes of 50 steps; whether J discounts them is the algorithm's affair, not the environment's
+    played = replace(unroll(two_rooms(), horizon), gamma=1.0)
+    cmdp = replace(played, gamma=gamma)
+    step_of = trust_region_algorithm.trust_region_step
+
+    def spy(params, evaluate, *args, **kwargs):
+        grads = th.autograd.grad(evaluate().costs.sum(), params, allow_unused=True)
+        gradients.extend(grad for grad in grads if grad is not None and grad.ndim == 2)
+        return step_of(params, evaluate, *args, **kwargs)
+
+    monkeypatch.setattr(trust_region_algorithm, "trust_region_step", spy)
+    n_actions = cmdp.rewards.shape[1]
+    model = CPO(
+        "MlpPolicy",
+        TabularVecEnv(played, 500, seed=0),
+        cost_limit=1.0,
+        cost_gamma=gamma,
+        cost_gae_lambda=1.0,
+        n_noise_draws=0,
+        n_steps=4 * horizon,
+        batch_size=10_000,
+        n_critic_updates=1,
+        policy_kwargs={"net_arch": [], "ortho_init": False},
+        seed=0,
+        device="cpu",
+    )
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.zero_()
+    model.learn(500 * 4 * horizon)
+    policy = np.full(cmdp.rewards.shape, 1 / n_actions)
+    visits, evaluation = discounted_visits(cmdp, policy), evaluate(cmdp, policy)
+    exact = (visits[:, None] * policy * evaluation.cost_advantages[0]).T
+    found = gradients[0].numpy()
+    np.testing.assert_allclose(model.ep_cost_mean, evaluation.ep_cost_mean, rtol=0.05)
+    projection = (found * exact).sum() / (exact**2).sum()
+    assert projection == pytest.approx(1.0, abs=0.1)
+    # Where it is not the exact one, it is noise
+    assert ((found - exact) ** 2).sum() < 0.5 * (exact**2).sum()

@@ -4,10 +4,11 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO as ContribTRPO
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from toy_envs import RiskyEnv, ScriptedEnv, SparseCostEnv, vec_env
 
-from sb3_cpo import CPO, TRPO
+from sb3_cpo import CPO, FPO, PDO, TRPO
 
 KWARGS = {
     "n_steps": 64, "batch_size": 64, "device": "cpu", "seed": 0, "cg_max_steps": 60, "n_critic_updates": 2, "gamma": 0.9,
@@ -160,3 +161,38 @@ def test_a_cost_that_the_user_named_must_be_there():
     with pytest.raises(KeyError, match="cost_speeed"):
         TRPO("MlpPolicy", env, cost_limit={"cost_speeed": 1.0}, **KWARGS).learn(2)
     TRPO("MlpPolicy", env, cost_limit={"cost_speeed": 1.0}, missing_cost="zero", **KWARGS).learn(2)
+
+
+def test_a_limit_named_on_load_is_expected_to_be_there(tmp_path):
+    env = vec_env(lambda rank: ScriptedEnv(rank))
+    TRPO("MlpPolicy", env, **KWARGS).learn(64).save(tmp_path / "model")
+    model = TRPO.load(tmp_path / "model", env=env, cost_limit={"cots": 1.0})
+    with pytest.raises(KeyError, match="info has no 'cots'"):
+        model.learn(64)
+
+
+def test_where_nobody_mentions_a_cost_there_is_none_to_show():
+    from sb3_cpo import CostEvalCallback, evaluate_policy
+
+    model = TRPO("MlpPolicy", vec_env(lambda rank: ScriptedEnv(rank, n_costs=0)), **KWARGS)
+    evaluation = CostEvalCallback(Monitor(ScriptedEnv(n_costs=0)), n_eval_episodes=1, eval_freq=16, verbose=0)
+    model.learn(64, callback=evaluation)
+    assert model.n_costs == 0
+    assert model.ep_cost_mean.shape == (0,)
+    assert evaluation.last_mean_cost.shape == (0,)
+    assert evaluate_policy(model, Monitor(ScriptedEnv(n_costs=0)), 1)[2].shape == (0,)
+
+
+@pytest.mark.parametrize("algorithm", [CPO, PDO, FPO, TRPO])
+def test_everything_after_the_limit_is_named_and_explained(algorithm):
+    import inspect
+
+    parameters = list(inspect.signature(algorithm).parameters.values())
+    assert [parameter.name for parameter in parameters[:3]] == ["policy", "env", "cost_limit"]
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[3:])
+    for parameter in parameters:
+        assert f":param {parameter.name}:" in algorithm.__doc__, parameter.name
+    shared = [name for name in inspect.signature(CPO).parameters if name in inspect.signature(algorithm).parameters]
+    assert [p.name for p in parameters if p.name in inspect.signature(CPO).parameters] == shared
+    with pytest.raises(TypeError):
+        algorithm("MlpPolicy", ScriptedEnv(), 5.0, 1e-3)
