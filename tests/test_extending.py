@@ -30,7 +30,6 @@ def test_ppo_lagrangian_is_an_algorithm_of_one_file(tmp_path):
     ).learn(1000 * 60)
     assert model.ep_cost_mean < 1.1 * KnapsackEnv.cost_limit
     assert model.ep_rew_mean > 0.7 * KnapsackEnv.optimal_return
-    assert model.penalty > 0
     model.save(tmp_path / "model")
     loaded = PPOLagrangian.load(tmp_path / "model", env=env)
     assert loaded.penalty == model.penalty

@@ -1,0 +1,57 @@
+"""Ten small environments with a cost, as users bring them: gymnasium's with a ``CostWrapper``, and two of our own."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from safe_envs import CostWrapper
+
+
+class SmallTask(NamedTuple):
+    make: Callable[[], gym.Env]
+    cost_limit: Any
+    steps: int = 200_000
+
+
+class DoubleIntegrator(gym.Env):
+    """Drive to the right: speed is what pays, speed above 1 and force are what costs."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform([-1, 0], [1, 0])
+        return self.state.astype(np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        force = float(np.clip(action[0], -1, 1))
+        speed = self.state[1] + 0.1 * force
+        self.state = np.array([self.state[0] + 0.1 * speed, speed])
+        info = {"cost_speed": float(speed > 1), "cost_force": abs(force)}
+        return self.state.astype(np.float32), float(speed), False, False, info
+
+
+def wrapped(env_id: str, cost: Callable[..., float], **kwargs: Any) -> Callable[[], gym.Env]:
+    return lambda: CostWrapper(gym.make(env_id, **kwargs), cost)
+
+
+SMALL_TASKS = {
+    "Pendulum speed": SmallTask(wrapped("Pendulum-v1", lambda next_obs: float(abs(next_obs[2]) > 4)), 20.0),
+    "Pendulum torque": SmallTask(wrapped("Pendulum-v1", lambda action: float(abs(action[0]) > 1)), 40.0),
+    "CartPole position": SmallTask(wrapped("CartPole-v1", lambda next_obs: float(abs(next_obs[0]) > 0.2)), 20.0),
+    "Hopper-v5 speed": SmallTask(wrapped("Hopper-v5", lambda info: float(info["x_velocity"] > 0.7402)), 25.0),
+    "Swimmer-v5 speed": SmallTask(wrapped("Swimmer-v5", lambda info: float(info["x_velocity"] > 0.05)), 100.0),
+    "Reacher energy": SmallTask(wrapped("Reacher-v5", lambda action: float(np.sum(np.square(action)))), 5.0),
+    "HalfCheetah energy": SmallTask(
+        wrapped("HalfCheetah-v5", lambda action: float(np.sum(np.square(action)))), 1000.0, 300_000
+    ),
+    "FrozenLake holes": SmallTask(wrapped("FrozenLake-v1", lambda reward, terminated: float(terminated and reward == 0)), 0.3),
+    "double integrator": SmallTask(
+        lambda: gym.wrappers.TimeLimit(DoubleIntegrator(), 100), {"cost_speed": 10.0, "cost_force": 40.0}
+    ),
+    "MountainCar energy": SmallTask(wrapped("MountainCarContinuous-v0", lambda action: float(np.square(action[0]))), 50.0),
+}
