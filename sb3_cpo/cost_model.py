@@ -177,7 +177,7 @@ class CostModel(OnPolicyAlgorithm):
         if not exact_match:
             load_path_or_dict = parameters_that_fit(load_path_or_dict, self.policy.optimizer, device)
             normalizer = getattr(self.policy, "observation_normalizer", None)
-            weights: dict[str, Any] = load_path_or_dict.get("policy", {})
+            weights: Any = load_path_or_dict.get("policy", {})
             if normalizer is not None and weights and not any("observation_normalizer" in name for name in weights):
                 normalizer.is_frozen.fill_(True)
         super().set_parameters(load_path_or_dict, exact_match, device)

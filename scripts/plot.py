@@ -10,12 +10,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import yaml
 from matplotlib import pyplot as plt
 from scipy import stats
 from stable_baselines3.common.monitor import get_monitor_files, load_results
+
+import safe_envs  # noqa: F401  (registers the tasks)
 
 DESCRIPTION = """\
 Draw return and cost of one or several runs over the steps of training.
@@ -82,6 +85,11 @@ def read_monitor(folder: Path, window: int = 100) -> Run:
     limits = {}
     for config in folder.glob("*/config.yml"):
         limit = yaml.load(config.read_text(), Loader=yaml.UnsafeLoader).get("cost_limit")
+        if limit is None and (config.parent / "args.yml").exists():
+            # The limit that the task carries
+            env_id = yaml.load((config.parent / "args.yml").read_text(), Loader=yaml.UnsafeLoader)["env"]
+            spec = gym.registry.get(env_id)
+            limit = None if spec is None else spec.kwargs.get("cost_limit")
         given = limit if isinstance(limit, dict) else dict.fromkeys(names.values(), limit) if len(names) == 1 else {}
         limits = {name: np.full(len(steps), float(v)) for name, v in given.items() if isinstance(v, int | float)}
     costs = {name: rolling[key].to_numpy() for key, name in names.items()}

@@ -5,12 +5,13 @@ import pickle
 import subprocess
 import sys
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import optuna
 import pytest
-import yaml
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -25,8 +26,8 @@ optuna = pytest.importorskip("optuna")
 
 from sb3_cpo.zoo import ConstrainedExperimentManager  # noqa: E402
 from sb3_cpo.zoo.enjoy import enjoy  # noqa: E402
-from sb3_cpo.zoo.experiment_manager import HYPERPARAMS_FOLDER, parse_limit_schedule  # noqa: E402
-from sb3_cpo.zoo.hyperparams_opt import ConstrainedTrialEvalCallback  # noqa: E402
+from sb3_cpo.zoo.experiment_manager import parse_limit_schedule  # noqa: E402
+from sb3_cpo.zoo.hyperparams_opt import ConstrainedTrialEvalCallback, is_feasible, violation_of  # noqa: E402
 from sb3_cpo.zoo.train import train  # noqa: E402
 
 ALGORITHMS = {"cpo": CPO, "pdo": PDO, "fpo": FPO, "trpo": TRPO}
@@ -103,22 +104,25 @@ def make_manager(algo, env_id, tmp_path, hyperparams=None, **kwargs):
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 @pytest.mark.parametrize("env_id", [*TASKS, "default"])
-def test_every_yaml_entry_builds_its_model_and_learns(algo, env_id, tmp_path):
+def test_every_entry_builds_its_model_and_learns(algo, env_id, tmp_path):
     # The default entry, on an environment that has none
     name = "Priceless-v0" if env_id == "default" else env_id
     small = {"n_envs": 2, "n_steps": 120, "batch_size": 60, "n_timesteps": 240}
+    if env_id == "default" and algo != "trpo":
+        # Who brings an environment without a limit says one
+        with pytest.raises(ValueError, match="needs a cost_limit"):
+            make_manager(algo, name, tmp_path, small).setup_experiment()
+        small["cost_limit"] = 25.0
     manager = make_manager(algo, name, tmp_path, small)
     model, _ = manager.setup_experiment()
     assert type(model) is ALGORITHMS[algo]
-    entry = yaml.safe_load((HYPERPARAMS_FOLDER / f"{algo}.yml").read_text())[env_id]
     expected = LIMITS.get(env_id, 25.0)
     if algo != "trpo" or env_id != "default":
         np.testing.assert_array_equal(model.current_cost_limit, [expected])
-        assert entry["n_envs"] * entry["n_steps"] % entry["batch_size"] == 0
     assert isinstance(model.env.unwrapped if not isinstance(model.env, VecNormalize) else model.env.venv, BatchVecEnv) == (
         env_id != "default"
     )
-    assert isinstance(model.env, VecNormalize) == ("normalize" in entry)
+    assert model.policy.normalize_observations == (model.get_vec_normalize_env() is None)
     before = model.policy.state_dict()["value_net.weight"].clone()
     manager.learn(model)
     assert model.num_timesteps == 240
@@ -126,10 +130,22 @@ def test_every_yaml_entry_builds_its_model_and_learns(algo, env_id, tmp_path):
     assert all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
 
 
-def test_yaml_files_have_an_entry_per_registered_task():
+@pytest.mark.parametrize("algo", [*ALGORITHMS, "paper"])
+def test_every_algorithm_has_an_entry_per_registered_task(algo):
     assert len(TASKS) == 11
-    for algo in ALGORITHMS:
-        assert set(yaml.safe_load((HYPERPARAMS_FOLDER / f"{algo}.yml").read_text())) == {"default", *TASKS}
+    hyperparams = import_module(f"sb3_cpo.zoo.hyperparams.{algo}").hyperparams
+    assert set(hyperparams) == {"default", *TASKS}
+    # rl_zoo3 writes into what it reads
+    hyperparams["SafeAntCircle-v0"]["n_envs"] = 1
+    assert hyperparams["SafeAntCircle-v0"]["n_envs"] > 1
+
+
+def test_cpo_as_in_the_paper_is_run_by_name(tmp_path):
+    small = {"n_envs": 2, "n_steps": 130, "batch_size": 65, "n_timesteps": 260}
+    manager = make_manager("cpo", "SafePointCircle-v0", tmp_path, small, config="sb3_cpo.zoo.hyperparams.paper")
+    model, _ = manager.setup_experiment()
+    assert (model.n_noise_draws, model.cost_confidence, model.cost_gae_gamma) == (0, 0.0, None)
+    assert (model.target_kl, model.cg_damping, model.gamma, model.cost_limit) == (0.01, 1e-5, 0.995, 5.0)
 
 
 def test_limit_schedules():
@@ -318,7 +334,20 @@ def test_tuner_reports_where_no_trial_is_feasible(run, algo):
 
 def test_missing_cost_ends_the_tuner_and_is_not_a_pruned_trial(run):
     with pytest.raises(KeyError, match="info has no 'cost'"):
-        run(train, "--algo", "cpo", "--env", "Priceless-v0", "--env-kwargs", "has_cost:False", *OPTIMIZE, *TINY)
+        run(
+            train, "--algo", "cpo", "--env", "Priceless-v0", "--env-kwargs", "has_cost:False", *OPTIMIZE, *TINY, "cost_limit:1"
+        )
+
+
+def test_a_trial_without_an_evaluation_is_not_feasible():
+    study = optuna.create_study()
+    trial = study.ask()
+    callback = ConstrainedTrialEvalCallback(gym.make("SafePointCircle-v0"), trial, n_eval_episodes=1, eval_freq=10_000)
+    CPO("MlpPolicy", gym.make("SafePointCircle-v0"), n_steps=65, batch_size=65, device="cpu").learn(65, callback=callback)
+    study.tell(trial, 0.0)
+    frozen = study.trials[0]
+    assert not is_feasible(frozen)
+    assert violation_of(frozen) == np.inf
 
 
 # ---------------------------------------------------------------- rl_zoo3's plots

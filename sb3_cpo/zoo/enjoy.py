@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 import sb3_cpo.zoo  # noqa: F401  (makes our algorithms known to rl_zoo3)
 from sb3_cpo.cost_limits import parse_cost_limit
+from sb3_cpo.env_facts import registered_cost_limit
 from sb3_cpo.evaluation import EpisodeCostRecorder
 from sb3_cpo.zoo.arguments import Changes, run
 from sb3_cpo.zoo.experiment_manager import parse_limit_schedule
@@ -46,6 +47,8 @@ class CostPrinter(VecEnvWrapper):
     def __init__(self, venv: VecEnv, cost_limit: Any = None):
         super().__init__(venv)
         # A schedule ends at the limit that the trained agent is for
+        if cost_limit is None:
+            cost_limit = registered_cost_limit(venv)
         self.limits = None if cost_limit is None else parse_cost_limit(cost_limit)
         self._keys = None if self.limits is None else self.limits.keys
         self._recorder = EpisodeCostRecorder(self._keys, None if self.limits is None else self.limits.n_costs)

@@ -22,9 +22,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from safe_envs import BatchVecEnv
 from sb3_cpo.cost_shaping import FailurePredictor
-from sb3_cpo.zoo.hyperparams_opt import describe_trial, is_feasible
+from sb3_cpo.zoo.hyperparams_opt import describe_trial, is_feasible, violation_of
 
-HYPERPARAMS_FOLDER = Path(__file__).parent / "hyperparams"
+HYPERPARAMS = {algo: f"sb3_cpo.zoo.hyperparams.{algo}" for algo in ("cpo", "pdo", "fpo", "trpo")}
 VEC_ENVS: dict[str, type[VecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv, "batch": BatchVecEnv}
 
 
@@ -61,11 +61,10 @@ class ConstrainedExperimentManager(ExperimentManager):
 
     def __init__(self, *args: Any, vec_env_type: str | None = None, config: str | None = None, **kwargs: Any):
         algo = args[1] if len(args) > 1 else kwargs["algo"]
-        own_config = HYPERPARAMS_FOLDER / f"{algo}.yml"
-        if config is None and own_config.is_file():
-            config = str(own_config)
+        if config is None:
+            config = HYPERPARAMS.get(algo)
         super().__init__(*args, vec_env_type="dummy", config=config, **kwargs)  # type: ignore[misc]
-        if own_config.is_file():
+        if algo in HYPERPARAMS:
             # The limit is on the policy that plays in training; its mean action may well stand still, at cost 0
             self.deterministic_eval = False
         # What the command line says comes before what the YAML file says
@@ -160,9 +159,7 @@ class ConstrainedExperimentManager(ExperimentManager):
             print(describe_trial(max(feasible, key=lambda trial: trial.value or 0.0)))
         elif complete:
             print("No trial is feasible. The one with the lowest violation:")
-            print(
-                describe_trial(min(complete, key=lambda trial: sum(max(value, 0.0) for value in trial.constraints.values())))
-            )
+            print(describe_trial(min(complete, key=violation_of)))
         else:
             print("No trial is complete.")
 

@@ -59,6 +59,10 @@ class ConstrainedTrialEvalCallback(CostEvalCallback):
         return True
 
     def _on_training_end(self) -> None:
+        if self.eval_idx == 0:
+            # Shorter than the first evaluation: nothing is known of it, least of all that it satisfies its limits
+            self.trial.set_user_attr("is_feasible", False)
+            return
         # Optuna takes a constraint once per trial: that of the evaluation whose reward is the value of the trial
         names = self.cost_limits.names or [str(index) for index in range(len(self.last_violation))]
         limit = self.last_mean_cost - self.last_violation
@@ -71,8 +75,15 @@ class ConstrainedTrialEvalCallback(CostEvalCallback):
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial keeps all its limits."""
-    return all(violation <= 0 for violation in trial.constraints.values())
+    """Whether a trial satisfies all its limits; not if it ended without an evaluation."""
+    return bool(trial.user_attrs.get("is_feasible", False)) and all(v <= 0 for v in trial.constraints.values())
+
+
+def violation_of(trial: FrozenTrial) -> float:
+    """Sum of what it exceeds its limits by; infinity if it ended without an evaluation."""
+    if not trial.constraints and not is_feasible(trial):
+        return np.inf
+    return sum(max(value, 0.0) for value in trial.constraints.values())
 
 
 def describe_trial(trial: FrozenTrial) -> str:
