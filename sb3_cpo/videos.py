@@ -122,7 +122,7 @@ class VideoRecorderCallback(BaseCallback):
 
     def _write_tensorboard(self, frames: Sequence[np.ndarray], fps: float) -> None:
         # torch's add_video, behind SB3's logger.Video, knows moviepy 1 only and silently writes nothing with moviepy 2
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         small = [frame[:: self.tensorboard_scale, :: self.tensorboard_scale] for frame in frames]
         for output in self.logger.output_formats:

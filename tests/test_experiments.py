@@ -28,54 +28,28 @@ def test_demo_leaves_log_model_and_picture_and_says_where_training_ended(tmp_pat
     assert "limit of 5" in last
 
 
-def test_reproduce_compares_and_does_not_repeat_what_is_there(tmp_path):
-    args = ("--tasks", "SafePointGather-v0", "--algorithms", "CPO", "TRPO", "--seeds", "0", "--total-timesteps", "78000")
-    output = run("reproduce.py", *args, folder=tmp_path)
-    rows = pd.read_csv(tmp_path / "results" / "SafePointGather-v0" / "CPO-0.csv")
-    # 13 whole episodes of 15 steps in each of 100 copies
-    assert rows["step"].tolist() == [19500, 39000, 58500, 78000]
+def test_paper_figures_compare_and_do_not_repeat_what_is_there(tmp_path):
+    args = ("--tasks", "SafePointGather-v0", "--algorithms", "CPO", "TRPO", "--seeds", "0", "--total-timesteps", "99000")
+    output = run("experiments/paper_figures.py", *args, folder=tmp_path)
+    rows = pd.read_csv(tmp_path / "results" / "SafePointGather-v0" / "TRPO-0.csv")
+    # 33 whole episodes of 15 steps in each of 100 copies
+    assert rows["time/total_timesteps"].tolist() == [49500, 99000]
     table = pd.read_csv(tmp_path / "results" / "SafePointGather-v0.csv")
     assert table["algorithm"].tolist() == ["CPO", "TRPO"]
     assert (tmp_path / "results" / "SafePointGather-v0-calibration.png").exists()
     assert "there already" not in output
-    assert run("reproduce.py", *args, folder=tmp_path).count("there already") == 2
+    assert run("experiments/paper_figures.py", *args, folder=tmp_path).count("there already") == 2
 
 
-@pytest.mark.slow
-def test_hold_limit_continues_variants_from_one_checkpoint(tmp_path):
-    shared = ("--task", "SafePointCircle-v0", "--n-envs", "4", "--seeds", "0", "--output", "out")
-    run("hold_limit.py", "prepare", "--steps", "2000", *shared, folder=tmp_path)
-    run("hold_limit.py", "compare", "--steps", "16000", "--variants", "plain", "plain, 5 rollouts", *shared, folder=tmp_path)
-    table = pd.read_csv(tmp_path / "out" / "variants.csv")
-    assert table["variant"].tolist() == ["plain", "plain, 5 rollouts"]
-    assert table["mean cost"].nunique() == 2
-    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"variants.png", "promises.png"}
-    output = run(
-        "hold_limit.py",
-        "honesty",
-        "--updates",
-        "2",
-        "--rollouts",
-        "1",
-        "--variants",
-        "plain, 5 rollouts",
-        *shared,
-        folder=tmp_path,
-    )
-    assert "on independent rollouts:" in output
-
-
-@pytest.mark.slow
-def test_hold_limit_goes_on_after_the_last_part(tmp_path):
-    shared = ("--task", "SafePointCircle-v0", "--n-envs", "4", "--seeds", "0", "--output", "out", "--variants", "held")
-    shared += ("--part", "8000")
-    for steps, starts in (("16000", {"0", "8000"}), ("16000", {"0", "8000"}), ("24000", {"0", "8000", "16000"})):
-        run("hold_limit.py", "train", "--steps", steps, *shared, folder=tmp_path)
-        assert {path.name for path in (tmp_path / "out" / "held-0").glob("[0-9]*")} == starts
-    last = pd.read_csv(tmp_path / "out" / "held-0" / "16000" / "progress.csv")
-    assert last["time/total_timesteps"].tolist() == list(range(18000, 26000, 2000))
-    # A row is written before its rollout's update, and shows the update before
-    assert last["train/n_updates"].dropna().tolist() == [9, 10, 11]
+def test_promise_runs_what_is_not_done_and_shows_a_table(tmp_path):
+    args = ("run", "--group", "small", "--only", "double integrator", "--seeds", "0", "--steps", "4000", "--output", "out")
+    run("experiments/promise.py", *args, folder=tmp_path)
+    path = tmp_path / "out" / "double integrator_seed0.csv"
+    written = path.read_bytes()
+    run("experiments/promise.py", *args, folder=tmp_path)
+    assert path.read_bytes() == written
+    table = run("experiments/promise.py", "show", "out", folder=tmp_path)
+    assert [line.split(" | ")[2] for line in table.splitlines()[2:]] == ["cost_speed", "cost_force"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-import optuna
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor, load_results

@@ -14,7 +14,7 @@ _PLAIN: dict[str, Any] = {
     "cg_damping": 1e-5,
     "fisher_sub_sampling_factor": 5,
     "gamma": 0.995,
-    "policy_kwargs": "dict(net_arch=[64, 32])",
+    "policy_kwargs": {"net_arch": [64, 32]},
     "batch_size": 500,
     "learning_rate": 3e-3,
     "n_critic_updates": 3,
