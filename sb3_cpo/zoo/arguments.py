@@ -16,14 +16,14 @@ class _Parser(argparse.ArgumentParser):
     """
     :param changes: option -> keyword arguments of ``add_argument`` that replace rl_zoo3's
     :param additions: option -> keyword arguments of ``add_argument``, for options that rl_zoo3 has not
-    :param finish: changes what was read
+    :param finish: changes what was read; its ValueErrors are errors of the command line
     """
 
     def __init__(
         self,
         changes: Changes,
         additions: Changes,
-        finish: Callable[[argparse.Namespace], None] | None,
+        finish: Callable[[argparse.Namespace], None],
         **kwargs: Any,
     ):
         self._changes = changes
@@ -39,8 +39,10 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         namespace = super().parse_args(*args, **kwargs)
-        if self._finish is not None:
+        try:
             self._finish(namespace)
+        except ValueError as error:
+            self.error(str(error))
         return namespace
 
 
@@ -49,7 +51,7 @@ def run(
     module: ModuleType,
     changes: Changes,
     additions: Changes | None = None,
-    finish: Callable[[argparse.Namespace], None] | None = None,
+    finish: Callable[[argparse.Namespace], None] = lambda namespace: None,
     **parser_kwargs: Any,
 ) -> None:
     """

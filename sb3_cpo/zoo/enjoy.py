@@ -109,9 +109,9 @@ def enjoy(prog: str = "python -m sb3_cpo.zoo.enjoy") -> None:
         limit = parse_limit_schedule(kwargs["hyperparams"].get("cost_limit"))
         return CostPrinter(runs.create_test_env(env_id, model_path=model_path, **kwargs), limit)
 
-    rl_zoo3.enjoy.get_model_path = get_model_path
-    rl_zoo3.enjoy.create_test_env = create_test_env
-    parser = {"prog": prog, "description": DESCRIPTION, "epilog": EXAMPLES}
+    rl_zoo3.enjoy.get_model_path = get_model_path  # type: ignore[assignment]
+    rl_zoo3.enjoy.create_test_env = create_test_env  # type: ignore[assignment]
+    parser: dict[str, Any] = {"prog": prog, "description": DESCRIPTION, "epilog": EXAMPLES}
     run(rl_zoo3.enjoy.enjoy, rl_zoo3.enjoy, CHANGES, finish=_choose_policy, **parser)
 
 

@@ -5,11 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import rl_zoo3.utils
+from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_cpo.zoo.costs import add_cost_of_run
 
+BEST_STATISTICS = "best_model_vecnormalize.pkl"
 CHECKPOINT = re.compile(r"(.*)_(\d+)_steps")
+
+
+class SaveBestStatistics(SaveVecNormalizeCallback):
+    """rl_zoo3's, which keeps one file that the end of training overwrites; the best model keeps its own beside it."""
+
+    def _on_step(self) -> bool:
+        env = self.model.get_vec_normalize_env()
+        if env is not None:
+            env.save(str(Path(self.save_path).parent / BEST_STATISTICS))
+        return super()._on_step()
 
 
 def latest_run_id(log_path: str, env_name: str) -> int:
@@ -31,6 +43,8 @@ def statistics_of(model_path: str, env_name: str) -> Path | None:
     """
     path = Path(model_path)
     candidates = [path.parent / env_name / "vecnormalize.pkl", path.parent / "vecnormalize.pkl"]
+    if path.stem == "best_model":
+        candidates.insert(0, path.with_name(BEST_STATISTICS))
     checkpoint = CHECKPOINT.fullmatch(path.stem)
     if checkpoint is not None:
         # As SB3's CheckpointCallback names them

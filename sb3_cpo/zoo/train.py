@@ -1,10 +1,13 @@
 """``python -m sb3_cpo.zoo.train``: rl_zoo3's training script, for algorithms and environments with costs."""
 
+import argparse
+from typing import Any
+
 import rl_zoo3.train
 
 from sb3_cpo.zoo import ConstrainedExperimentManager
 from sb3_cpo.zoo.arguments import Changes, run
-from sb3_cpo.zoo.costs import OPTION
+from sb3_cpo.zoo.costs import OPTION, load_cost
 from sb3_cpo.zoo.experiment_manager import VEC_ENVS
 
 DESCRIPTION = """\
@@ -54,9 +57,15 @@ def tune(prog: str = "sb3-cpo tune") -> None:
     _train(prog, {**CHANGES, "-optimize": {"default": True}})
 
 
+def _check_cost(options: argparse.Namespace) -> None:
+    if options.cost is not None:
+        load_cost(options.cost)
+
+
 def _train(prog: str, changes: Changes) -> None:
     rl_zoo3.train.ExperimentManager = ConstrainedExperimentManager  # type: ignore[misc]
-    run(rl_zoo3.train.train, rl_zoo3.train, changes, {"--cost": OPTION}, prog=prog, description=DESCRIPTION, epilog=EXAMPLES)
+    parser: dict[str, Any] = {"prog": prog, "description": DESCRIPTION, "epilog": EXAMPLES}
+    run(rl_zoo3.train.train, rl_zoo3.train, changes, {"--cost": OPTION}, _check_cost, **parser)
 
 
 if __name__ == "__main__":
