@@ -102,6 +102,7 @@ class ConstrainedExperimentManager(ExperimentManager):
         :raises ValueError: there are no statistics beside the model that is to be continued
         """
         if not self.continue_training:
+            # Where no agent is named, rl_zoo3 takes statistics that happen to lie in the current folder
             trained_agent, self.trained_agent = self.trained_agent, os.devnull
             try:
                 return super()._maybe_normalize(env, eval_env)
