@@ -28,6 +28,7 @@ def test_demo_leaves_log_model_and_picture_and_says_where_training_ended(tmp_pat
     assert "limit of 5" in last
 
 
+@pytest.mark.slow
 def test_paper_figures_compare_and_do_not_repeat_what_is_there(tmp_path):
     args = ("--tasks", "SafePointGather-v0", "--algorithms", "CPO", "TRPO", "--seeds", "0", "--total-timesteps", "99000")
     output = run("experiments/paper_figures.py", *args, folder=tmp_path)
