@@ -17,7 +17,7 @@ from sb3_cpo.callbacks import CostEvalCallback
 pytest.importorskip("matplotlib")
 pd = pytest.importorskip("pandas")
 
-from sb3_cpo import plotting  # noqa: E402
+from sb3_cpo import plot_runs, plotting  # noqa: E402
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -32,7 +32,7 @@ def load_script(name):
 @pytest.fixture(scope="module")
 def plot():
     """What the command line and its module know."""
-    return SimpleNamespace(**{**vars(plotting), **vars(load_script("plot"))})
+    return SimpleNamespace(**{**vars(plotting), "main": plot_runs.main})
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_video_of_a_saved_model(trained, tmp_path, capsys):
     moviepy = pytest.importorskip("moviepy")
     pytest.importorskip("rl_zoo3")
     folder, _ = trained
-    record_video = load_script("record_video")
+    record_video = pytest.importorskip("sb3_cpo.record_video")
     output = tmp_path / "video.mp4"
     arguments = ["--model", str(folder / "model.zip"), "--env", "SafePointCircle-v0", "-o", str(output), "--max-frames", "6"]
     record_video.main([*arguments, "--stochastic"])

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tomllib
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_callbacks import ScriptedEnv
 import safe_envs
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FPO, PDO, TRPO
+from sb3_cpo.__main__ import COMMANDS, main
 
 pytest.importorskip("rl_zoo3")
 optuna = pytest.importorskip("optuna")
@@ -254,6 +256,128 @@ def test_help_is_a_page(run, capsys):
         assert f"python -m sb3_cpo.zoo.{script.__name__}" in text
 
 
+# ---------------------------------------------------------------- statistics of VecNormalize
+
+NORMALIZED = [*POINT, "--seed", "1", *TINY, "normalize:True"]
+
+
+def observation_mean(path):
+    with open(path, "rb") as file:
+        return pickle.load(file).obs_rms.mean
+
+
+@pytest.fixture
+def killed_run(run):
+    """What a run leaves that was killed after its second checkpoint, with the best model of its first half."""
+    run(train, *NORMALIZED, "-n", "400", "--eval-freq", "200", "--save-freq", "200")
+    folder = Path("logs/cpo/SafePointCircle-v0_1")
+    (folder / "SafePointCircle-v0.zip").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("n_steps", [200, 400])
+def test_a_killed_run_continues_with_the_statistics_of_its_checkpoint(killed_run, n_steps):
+    statistics = observation_mean(killed_run / f"rl_model_vecnormalize_{n_steps}_steps.pkl")
+    assert (statistics != observation_mean(killed_run / f"rl_model_vecnormalize_{600 - n_steps}_steps.pkl")).any()
+    checkpoint = str(killed_run / f"rl_model_{n_steps}_steps.zip")
+    small = {"n_steps": 100, "n_envs": 2, "batch_size": 50, "n_timesteps": 200}
+    # As the command line does, and where it was forgotten that the run normalises
+    for normalize in (True, False):
+        manager = make_manager(
+            "cpo", "SafePointCircle-v0", "logs", {**small, "normalize": normalize}, trained_agent=checkpoint
+        )
+        model, _ = manager.setup_experiment()
+        # The reset, which counts one observation of each copy, has not come yet
+        np.testing.assert_array_equal(model.get_vec_normalize_env().obs_rms.mean, statistics)
+        assert model.get_vec_normalize_env().training
+        eval_env = manager.create_envs(1, eval_env=True)
+        np.testing.assert_array_equal(eval_env.obs_rms.mean, statistics)
+        assert not eval_env.training
+        manager.save_trained_model(model)
+        np.testing.assert_array_equal(observation_mean(f"{manager.params_path}/vecnormalize.pkl"), statistics)
+
+
+def test_the_best_model_is_continued_and_watched_with_its_own_statistics(killed_run, run):
+    best = killed_run / "best_model_vecnormalize.pkl"
+    # As where the first evaluation was the best
+    best.write_bytes((killed_run / "rl_model_vecnormalize_200_steps.pkl").read_bytes())
+    manager = make_manager(
+        "cpo", "SafePointCircle-v0", "logs", {"n_timesteps": 200}, trained_agent=str(killed_run / "best_model.zip")
+    )
+    model, _ = manager.setup_experiment()
+    np.testing.assert_array_equal(model.get_vec_normalize_env().obs_rms.mean, observation_mean(best))
+    enjoyed = ["--env", "SafePointCircle-v0", "--exp-id", "1", "--no-render", "-n", "1"]
+    out = run(enjoy, *enjoyed, "--load-best")
+    assert f"Loading running average: {best}" in out
+    assert "The stochastic policy, by which the best model was chosen" in out
+    out = run(enjoy, *enjoyed, "--load-checkpoint", "400")
+    assert f"Loading running average: {killed_run}/rl_model_vecnormalize_400_steps.pkl" in out
+    assert "The stochastic policy" not in out
+    assert "The stochastic policy" not in run(enjoy, *enjoyed, "--load-best", "--deterministic")
+
+
+def test_a_model_without_its_statistics_is_not_continued_with_fresh_ones(killed_run, run):
+    for path in killed_run.rglob("*vecnormalize*.pkl"):
+        path.unlink()
+    checkpoint = str(killed_run / "rl_model_400_steps.zip")
+    with pytest.raises(ValueError, match="no statistics of VecNormalize lie beside"):
+        run(train, *NORMALIZED, "-n", "200", "-i", checkpoint)
+    run(train, *NORMALIZED[:-1], "normalize:False", "-n", "200", "-i", checkpoint)
+
+
+# ---------------------------------------------------------------- costs on the command line
+
+COSTS = """
+import gymnasium as gym
+
+def of_action(action):
+    return 2.0
+
+class Costly(gym.Wrapper):
+    def step(self, action):
+        *rest, info = self.env.step(action)
+        return *rest, {**info, "cost": 5.0}
+"""
+
+
+@pytest.mark.parametrize(("name", "episode_cost"), [("of_action", 8.0), ("Costly", 20.0)])
+def test_an_environment_without_costs_gets_one_on_the_command_line(run, name, episode_cost, monkeypatch):
+    module = f"my_costs_{name}".lower()
+    Path(f"{module}.py").write_text(COSTS)
+    # Where a console command does not look by itself
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    gym.register("Free-v0", PricelessEnv, kwargs={"has_cost": False})
+    try:
+        args = ["--algo", "cpo", "--env", "Free-v0"]
+        with pytest.raises(SystemExit, match="--cost my_module:my_function"):
+            run(train, *args, "-n", "200", "--eval-freq", "-1", *TINY, "cost_limit:1")
+        out = run(train, *args, "--cost", f"{module}:{name}", "-n", "200", "--eval-freq", "100", *TINY, "cost_limit:9")
+        assert f"Episode cost: {episode_cost:.2f} +/- 0.00" in out
+        assert (load_results("logs/cpo/Free-v0_2")["cost"] == episode_cost).all()
+        # In another process, the run says which cost it had
+        gym.registry["Free-v0"].additional_wrappers = ()
+        out = run(enjoy, *args, "--no-render", "-n", "8")
+        assert out.count(f"Episode Cost: {episode_cost:.2f}") == 2
+        assert f"Cost limit: 9.00, the mean is {'within' if episode_cost <= 9 else 'OVER'}" in out
+    finally:
+        gym.registry.pop("Free-v0")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("costs", "expected module:function"),
+        ("no_such_module:cost", "there is no module 'no_such_module'"),
+        ("math:speed", "math has no function 'speed'; it has"),
+    ],
+)
+def test_a_cost_that_is_not_there_is_an_error_of_the_command_line(run, name, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run(train, *POINT, "--cost", name)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- hyperparameter optimisation
 
 
@@ -322,6 +446,20 @@ def test_tuner_shares_a_study_and_ends_with_its_report(run):
     assert loaded["target_kl"] == study.trials[1].params["target_kl"]
 
 
+def test_enjoy_looks_into_no_folder_without_a_model(run):
+    run(train, *POINT, "-n", "200", "--eval-freq", "-1", *TINY)
+    run(train, *POINT, *OPTIMIZE[:-1], "2", "--n-trials", "1", *TINY)
+    # A run that was killed at once
+    Path("logs/cpo/SafePointCircle-v0_7").mkdir()
+    assert Path("logs/cpo/SafePointCircle-v0_2").is_dir()
+    out = run(enjoy, "--env", "SafePointCircle-v0", "--no-render", "-n", "1")
+    assert "Loading latest experiment, id=1" in out
+    with pytest.raises(SystemExit, match="No model found for cpo on SafeAntCircle-v0"):
+        run(enjoy, "--env", "SafeAntCircle-v0", "--no-render")
+    # New runs are numbered after all folders
+    assert make_manager("cpo", "SafePointCircle-v0", "logs").save_path.endswith("SafePointCircle-v0_8")
+
+
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_tuner_reports_where_no_trial_is_feasible(run, algo):
     out = run(train, "--algo", algo, "--env", "Priceless-v0", *OPTIMIZE, *TINY, "cost_limit:10.0")
@@ -332,10 +470,9 @@ def test_tuner_reports_where_no_trial_is_feasible(run, algo):
 
 
 def test_missing_cost_ends_the_tuner_and_is_not_a_pruned_trial(run):
-    with pytest.raises(KeyError, match="info has no 'cost'"):
-        run(
-            train, "--algo", "cpo", "--env", "Priceless-v0", "--env-kwargs", "has_cost:False", *OPTIMIZE, *TINY, "cost_limit:1"
-        )
+    args = ["--algo", "cpo", "--env", "Priceless-v0", "--env-kwargs", "has_cost:False"]
+    with pytest.raises(SystemExit, match="info has no 'cost'"):
+        run(train, *args, *OPTIMIZE, *TINY, "cost_limit:1")
 
 
 def test_a_trial_without_an_evaluation_is_not_feasible():
@@ -364,13 +501,14 @@ def write_evaluations(folder, costs, results):
     )
 
 
-def test_rl_zoo3s_plots_aggregate_costs(tmp_path):
+@pytest.mark.parametrize("shifts", [[0.0], [0.0, 2.0]])
+def test_rl_zoo3s_plots_aggregate_costs(tmp_path, shifts):
     """In a process of their own: rl_zoo3's plots change matplotlib for good."""
-    for run_id, shift in [(1, 0.0), (2, 2.0)]:
+    for run_id, shift in enumerate(shifts, start=1):
         costs = np.array([[7.0, 9.0], [3.0, 5.0]]) + shift
         write_evaluations(tmp_path / f"logs/cpo/SafePointCircle-v0_{run_id}", costs, 10 * costs)
     commands = [
-        "all_plots -a cpo -e SafePointCircle-v0 -f logs --no-million --key costs -o costs --no-display",
+        "all_plots -a cpo trpo -e SafePointCircle-v0 -f logs --no-million --key costs -o costs --no-display",
         "plot_from_file -i costs -o costs.svg",
     ]
     code = f"import sys; from sb3_cpo.zoo.plots import main\nfor c in {commands}: sys.argv = ['plots', *c.split()]; main()"
@@ -378,8 +516,8 @@ def test_rl_zoo3s_plots_aggregate_costs(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=env, capture_output=True)
     with open(tmp_path / "costs.pkl", "rb") as file:
         post_processed = pickle.load(file)["SafePointCircle-v0"]["CPO-logs"]
-    np.testing.assert_array_equal(post_processed["mean"], [9.0, 5.0])
-    np.testing.assert_array_equal(sorted(post_processed["last_evals"]), [4.0, 6.0])
+    np.testing.assert_array_equal(post_processed["mean"], np.array([8.0, 4.0]) + np.mean(shifts))
+    np.testing.assert_array_equal(np.sort(post_processed["last_evals"], axis=None), 4.0 + np.array(shifts))
     assert (tmp_path / "costs.svg").read_text().startswith("<?xml")
 
 
@@ -392,3 +530,67 @@ def test_importing_sb3_cpo_imports_no_zoo():
     # SB3 itself imports matplotlib and pandas where they are installed
     ours = heavy_modules_after("sb3_cpo", "sb3_cpo.evaluation", "sb3_cpo.callbacks")
     assert ours == heavy_modules_after("stable_baselines3")
+
+
+# ---------------------------------------------------------------- sb3-cpo
+
+
+def sb3_cpo(*args, missing=(), folder=None):
+    """Run the command in a process of its own, as where some packages are not installed."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); from sb3_cpo.__main__ import main; main()"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "MPLBACKEND": "agg"}
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=folder, env=env)
+
+
+def test_the_command_is_installed_under_its_name():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    module, function = project["scripts"]["sb3-cpo"].split(":")
+    assert callable(getattr(import_module(module), function))
+    # What a missing package's message asks to install
+    extras = {extra for *_, names in COMMANDS.values() for extra in names.split(",")}
+    assert extras <= set(project["optional-dependencies"])
+
+
+def test_the_command_says_what_there_is(tmp_path):
+    page = sb3_cpo("--help", missing=("rl_zoo3",))
+    assert page.returncode == 0
+    assert all(f"sb3-cpo {name}" in page.stdout for name in COMMANDS)
+    wrong = sb3_cpo("fly")
+    assert (wrong.returncode, wrong.stderr.strip()) == (
+        1,
+        "sb3-cpo: there is no command 'fly'; there are train, enjoy, tune, plot, video",
+    )
+    for name, missing in [("train", "rl_zoo3"), ("tune", "optuna"), ("plot", "matplotlib"), ("video", "rl_zoo3")]:
+        result = sb3_cpo(name, "--help", missing=(missing,))
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"sb3-cpo {name} needs packages that are not installed")
+        assert missing in result.stderr
+        assert f"pip install -e '.[{COMMANDS[name][2]}]'" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_a_page_of_help(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sb3-cpo", name, "--help"])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: sb3-cpo {name}" in out
+    assert "examples:" in out
+    assert f"sb3-cpo {name} --algo" in out or name == "plot"
+
+
+def test_train_plot_and_tune_by_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        ["train", *POINT, "-n", "200", "--eval-freq", "100", *TINY],
+        ["plot", "logs/cpo/SafePointCircle-v0_1", "-o", "circle.png"],
+        ["tune", *POINT, *(option for option in OPTIMIZE if option != "-optimize"), "--n-trials", "1", *TINY],
+    ]
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["sb3-cpo", *command])
+        main()
+    out = capsys.readouterr().out
+    assert "Image: circle.png" in out
+    assert "Trials: 1, complete: 1" in out

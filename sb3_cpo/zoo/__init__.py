@@ -11,9 +11,15 @@ try:
     import rl_zoo3.exp_manager
     import rl_zoo3.utils
 except ImportError as error:
-    raise ImportError(f"The zoo needs packages that are not installed ({error}): pip install sb3-cpo[zoo]") from error
+    raise ImportError(
+        f"The zoo needs packages that are not installed ({error}): "
+        "pip install 'sb3-cpo[zoo]', in a clone pip install -e '.[zoo]'"
+    ) from error
+
+from functools import partial
 
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.callbacks import CheckpointCallback
 
 from sb3_cpo import CPO, FPO, PDO, TRPO, make_vec_env
 from sb3_cpo.callbacks import CostEvalCallback, CostProgressBarCallback
@@ -26,6 +32,7 @@ from sb3_cpo.zoo.hyperparams_opt import (
     sample_pdo_params,
     sample_trpo_params,
 )
+from sb3_cpo.zoo.runs import SaveBestStatistics, latest_run_id
 
 rl_zoo3.ALGOS.update(cpo=CPO, pdo=PDO, fpo=FPO, trpo=TRPO)
 HYPERPARAMS_SAMPLER.update(cpo=sample_cpo_params, pdo=sample_pdo_params, fpo=sample_fpo_params, trpo=sample_trpo_params)
@@ -36,6 +43,11 @@ rl_zoo3.utils.make_vec_env = make_vec_env
 rl_zoo3.exp_manager.make_vec_env = make_vec_env
 rl_zoo3.exp_manager.EvalCallback = CostEvalCallback  # type: ignore[misc]
 rl_zoo3.exp_manager.ProgressBarCallback = CostProgressBarCallback  # type: ignore[misc]
+# A checkpoint can be continued only with its statistics
+rl_zoo3.exp_manager.CheckpointCallback = partial(CheckpointCallback, save_vecnormalize=True)  # type: ignore[misc,assignment]
+rl_zoo3.exp_manager.SaveVecNormalizeCallback = SaveBestStatistics  # type: ignore[misc]
+# For enjoy and videos; the experiment manager, which numbers new runs, has its own
+rl_zoo3.utils.get_latest_run_id = latest_run_id
 rl_zoo3.exp_manager.TrialEvalCallback = ConstrainedTrialEvalCallback  # type: ignore[assignment,misc]
 
 __all__ = ["ConstrainedExperimentManager"]

@@ -1,10 +1,13 @@
 """rl_zoo3's command lines, with our defaults, choices and a page of help. Their parsers are made inside their functions."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+from sb3_cpo.cost_signal import MissingCost
 
 Changes = dict[str, dict[str, Any]]
 
@@ -12,27 +15,57 @@ Changes = dict[str, dict[str, Any]]
 class _Parser(argparse.ArgumentParser):
     """
     :param changes: option -> keyword arguments of ``add_argument`` that replace rl_zoo3's
+    :param additions: option -> keyword arguments of ``add_argument``, for options that rl_zoo3 has not
+    :param finish: changes what was read; its ValueErrors are errors of the command line
     """
 
-    def __init__(self, changes: Changes, **kwargs: Any):
+    def __init__(
+        self,
+        changes: Changes,
+        additions: Changes,
+        finish: Callable[[argparse.Namespace], None],
+        **kwargs: Any,
+    ):
         self._changes = changes
+        self._finish = finish
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        for name, options in additions.items():
+            super().add_argument(name, **options)
 
     def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
         for name in names:
             kwargs.update(self._changes.get(name, {}))
         return super().add_argument(*names, **kwargs)
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        namespace = super().parse_args(*args, **kwargs)
+        try:
+            self._finish(namespace)
+        except ValueError as error:
+            self.error(str(error))
+        return namespace
 
-def run(function: Callable[[], None], module: ModuleType, changes: Changes, **parser_kwargs: Any) -> None:
+
+def run(
+    function: Callable[[], None],
+    module: ModuleType,
+    changes: Changes,
+    additions: Changes | None = None,
+    finish: Callable[[argparse.Namespace], None] = lambda namespace: None,
+    **parser_kwargs: Any,
+) -> None:
     """
     Run a script of rl_zoo3 with changed options.
 
     :param function: reads the command line with ``argparse.ArgumentParser()``
     :param module: where it looks up ``argparse``
+    :raises SystemExit: an environment has no cost: the message says how to give it one
     """
-    module.argparse = SimpleNamespace(ArgumentParser=partial(_Parser, changes, **parser_kwargs))  # type: ignore[attr-defined]
+    parser = partial(_Parser, changes, additions or {}, finish, **parser_kwargs)
+    module.argparse = SimpleNamespace(ArgumentParser=parser)  # type: ignore[attr-defined]
     try:
         function()
+    except MissingCost as error:
+        sys.exit(f"{error}\nFrom the command line, --cost my_module:my_function is that wrapper (see docs/guide/zoo.md)")
     finally:
         module.argparse = argparse  # type: ignore[attr-defined]

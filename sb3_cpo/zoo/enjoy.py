@@ -1,5 +1,7 @@
 """``python -m sb3_cpo.zoo.enjoy``: watch a trained agent, and what it costs."""
 
+import argparse
+import sys
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,12 @@ import rl_zoo3.utils
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-import sb3_cpo.zoo  # noqa: F401  (makes our algorithms known to rl_zoo3)
 from sb3_cpo.cost_limits import parse_cost_limit
 from sb3_cpo.env_facts import registered_cost_limit
 from sb3_cpo.evaluation import EpisodeCostRecorder
+from sb3_cpo.zoo import runs
 from sb3_cpo.zoo.arguments import Changes, run
-from sb3_cpo.zoo.experiment_manager import parse_limit_schedule
+from sb3_cpo.zoo.experiment_manager import HYPERPARAMS, parse_limit_schedule
 
 DESCRIPTION = "Watch a trained agent: its episodes are rendered, and their return and cost are printed."
 
@@ -21,12 +23,12 @@ EXAMPLES = """\
 examples:
   the last run of CPO, its last model
       %(prog)s --algo cpo --env SafePointCircle-v0
-  the best feasible model of run 3; only the numbers, of 5,000 steps, with the stochastic policy that the limit is for
-      %(prog)s --algo cpo --env SafePointCircle-v0 --exp-id 3 --load-best --no-render -n 5000 --stochastic
+  the best feasible model of run 3, with the stochastic policy that the limit is for; only the numbers, of 5,000 steps
+      %(prog)s --algo cpo --env SafePointCircle-v0 --exp-id 3 --load-best --no-render -n 5000
   a checkpoint
       %(prog)s --algo cpo --env SafeAntCircle-v0 --load-checkpoint 100000
 
-Without a screen, use --no-render, or scripts/record_video.py for a video.
+Without a screen, use --no-render, or record a video (sb3-cpo video).
 """
 
 CHANGES: Changes = {
@@ -84,16 +86,33 @@ class CostPrinter(VecEnvWrapper):
         super().close()
 
 
-def create_test_env(*args: Any, **kwargs: Any) -> VecEnv:
-    """rl_zoo3's, with a :class:`CostPrinter` around it."""
-    hyperparams = kwargs.get("hyperparams") or {}
-    return CostPrinter(rl_zoo3.utils.create_test_env(*args, **kwargs), parse_limit_schedule(hyperparams.get("cost_limit")))
+def _choose_policy(options: argparse.Namespace) -> None:
+    """The best model of our algorithms was chosen by its stochastic policy: the deterministic one may exceed the limit."""
+    if options.load_best and not options.deterministic and options.algo in HYPERPARAMS:
+        print("The stochastic policy, by which the best model was chosen (--deterministic for the mean action)")
+        options.stochastic = True
 
 
 def enjoy(prog: str = "python -m sb3_cpo.zoo.enjoy") -> None:
     """rl_zoo3's ``enjoy``, with costs and our defaults."""
-    rl_zoo3.enjoy.create_test_env = create_test_env
-    run(rl_zoo3.enjoy.enjoy, rl_zoo3.enjoy, CHANGES, prog=prog, description=DESCRIPTION, epilog=EXAMPLES)
+    model_path = ""
+
+    def get_model_path(*args: Any) -> tuple[str, str, str]:
+        nonlocal model_path
+        try:
+            prefix, model_path, log_path = rl_zoo3.utils.get_model_path(*args)
+        except (AssertionError, ValueError) as error:
+            sys.exit(str(error))
+        return prefix, model_path, log_path
+
+    def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:
+        limit = parse_limit_schedule(kwargs["hyperparams"].get("cost_limit"))
+        return CostPrinter(runs.create_test_env(env_id, model_path=model_path, **kwargs), limit)
+
+    rl_zoo3.enjoy.get_model_path = get_model_path  # type: ignore[assignment]
+    rl_zoo3.enjoy.create_test_env = create_test_env  # type: ignore[assignment]
+    parser: dict[str, Any] = {"prog": prog, "description": DESCRIPTION, "epilog": EXAMPLES}
+    run(rl_zoo3.enjoy.enjoy, rl_zoo3.enjoy, CHANGES, finish=_choose_policy, **parser)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """rl_zoo3's ``ExperimentManager`` for constrained algorithms: limits and schedules, ``vec_env`` and the tuner."""
 
+import os
 import pickle
 import sys
 import time
@@ -18,11 +19,13 @@ from optuna.trial import TrialState
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from safe_envs import BatchVecEnv
 from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.zoo.costs import add_cost
 from sb3_cpo.zoo.hyperparams_opt import describe_trial, is_feasible, violation_of
+from sb3_cpo.zoo.runs import statistics_of
 
 HYPERPARAMS = {algo: f"sb3_cpo.zoo.hyperparams.{algo}" for algo in ("cpo", "pdo", "fpo", "trpo")}
 VEC_ENVS: dict[str, type[VecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv, "batch": BatchVecEnv}
@@ -67,6 +70,8 @@ class ConstrainedExperimentManager(ExperimentManager):
         if algo in HYPERPARAMS:
             # The limit is on the policy that plays in training; its mean action may well stand still, at cost 0
             self.deterministic_eval = False
+        if getattr(self.args, "cost", None) is not None:
+            add_cost(self.env_name.gym_id, self.args.cost)
         # What the command line says comes before what the YAML file says
         self.vec_env_type = vec_env_type
         if vec_env_type is not None:
@@ -89,6 +94,35 @@ class ConstrainedExperimentManager(ExperimentManager):
         if isinstance(hyperparams.get("cost_shaping"), str):
             hyperparams["cost_shaping"] = eval(hyperparams["cost_shaping"], {"FailurePredictor": FailurePredictor})
         return super()._preprocess_hyperparams(hyperparams)
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        """
+        rl_zoo3's, which continues a checkpoint with the statistics of another model, or without a word with fresh ones.
+
+        :raises ValueError: there are no statistics beside the model that is to be continued
+        """
+        if not self.continue_training:
+            # Where no agent is named, rl_zoo3 takes statistics that happen to lie in the current folder
+            trained_agent, self.trained_agent = self.trained_agent, os.devnull
+            try:
+                return super()._maybe_normalize(env, eval_env)
+            finally:
+                self.trained_agent = trained_agent
+        path = statistics_of(self.trained_agent, self.env_name)
+        if path is not None:
+            print(f"Loading saved VecNormalize stats: {path}")
+            env = VecNormalize.load(str(path), env)
+            # Whatever the hyperparameters say: they are saved with the model that they belong to
+            self.normalize = True
+            if eval_env:
+                env.training = env.norm_reward = False
+        elif self.normalize:
+            raise ValueError(
+                f"no statistics of VecNormalize lie beside {self.trained_agent}: with fresh ones, this policy would see other "
+                "observations than it has learned from. Checkpoints (--save-freq) bring theirs along; for a model that was "
+                "trained without VecNormalize: -params normalize:False"
+            )
+        return env
 
     # ---------------------------------------------------------------- hyperparameter optimisation
 

@@ -4,7 +4,12 @@
 ``all_plots --key costs`` aggregates the costs of the evaluations instead of their returns.
 """
 
+import pickle
 import sys
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from sb3_cpo import zoo  # noqa: F401  (says what to install where rl_zoo3 is missing)
 
@@ -18,6 +23,15 @@ except Exception:
 SCRIPTS = ("all_plots", "plot_from_file", "plot_train")
 
 
+def load_results(file: BinaryIO) -> dict[str, Any]:
+    """What ``all_plots`` has saved; of a single run it saves a number where ``plot_from_file`` expects one per run."""
+    results = pickle.load(file)
+    for env_id in results.keys() - {"results_table"}:
+        for entry in results[env_id].values():
+            entry["last_evals"] = np.atleast_1d(entry["last_evals"])
+    return results
+
+
 def main() -> None:
     """Run one of rl_zoo3's plot scripts."""
     if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
@@ -25,6 +39,8 @@ def main() -> None:
         sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     from rl_zoo3 import plots
 
+    # The package has a function of the module's name
+    sys.modules["rl_zoo3.plots.plot_from_file"].pickle = SimpleNamespace(load=load_results)  # type: ignore[attr-defined]
     script = sys.argv.pop(1)
     getattr(plots, script)()
 

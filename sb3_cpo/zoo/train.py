@@ -1,9 +1,13 @@
 """``python -m sb3_cpo.zoo.train``: rl_zoo3's training script, for algorithms and environments with costs."""
 
+import argparse
+from typing import Any
+
 import rl_zoo3.train
 
 from sb3_cpo.zoo import ConstrainedExperimentManager
 from sb3_cpo.zoo.arguments import Changes, run
+from sb3_cpo.zoo.costs import OPTION, load_cost
 from sb3_cpo.zoo.experiment_manager import VEC_ENVS
 
 DESCRIPTION = """\
@@ -21,13 +25,15 @@ examples:
       %(prog)s --algo cpo --env SafePointCircle-v0 -params cost_limit:"'lin_25_5_0.5'"
   your own hyperparameters, an environment of your own package, all cores
       %(prog)s --algo cpo --env MyEnv-v0 --gym-packages my_package --conf-file my.yml --vec-env subproc
+  an environment without costs, and a function in my_costs.py: def speed(next_obs): return float(abs(next_obs[2]) > 4)
+      %(prog)s --algo cpo --env Pendulum-v1 --cost my_costs:speed -params cost_limit:20
   save a checkpoint every 100,000 steps; continue from one
       %(prog)s --algo cpo --env SafeAntCircle-v0 --save-freq 100000
       %(prog)s --algo cpo --env SafeAntCircle-v0 -i logs/cpo/SafeAntCircle-v0_1/rl_model_100000_steps.zip
   search hyperparameters: the cost is a constraint. Start it several times to use several processes
       %(prog)s --algo cpo --env SafePointCircle-v0 -n 100000 -optimize --n-trials 50 --storage tune.log --study-name point
 
-The hyperparameters that are used are printed at the start; the YAML files are in sb3_cpo/zoo/hyperparams.
+The hyperparameters that are used are printed at the start; the files are in sb3_cpo/zoo/hyperparams.
 """
 
 CHANGES: Changes = {
@@ -43,8 +49,23 @@ CHANGES: Changes = {
 
 def train(prog: str = "python -m sb3_cpo.zoo.train") -> None:
     """rl_zoo3's ``train``, with our experiment manager and options."""
+    _train(prog, CHANGES)
+
+
+def tune(prog: str = "sb3-cpo tune") -> None:
+    """The same with ``-optimize``: search hyperparameters."""
+    _train(prog, {**CHANGES, "-optimize": {"default": True}})
+
+
+def _check_cost(options: argparse.Namespace) -> None:
+    if options.cost is not None:
+        load_cost(options.cost)
+
+
+def _train(prog: str, changes: Changes) -> None:
     rl_zoo3.train.ExperimentManager = ConstrainedExperimentManager  # type: ignore[misc]
-    run(rl_zoo3.train.train, rl_zoo3.train, CHANGES, prog=prog, description=DESCRIPTION, epilog=EXAMPLES)
+    parser: dict[str, Any] = {"prog": prog, "description": DESCRIPTION, "epilog": EXAMPLES}
+    run(rl_zoo3.train.train, rl_zoo3.train, changes, {"--cost": OPTION}, _check_cost, **parser)
 
 
 if __name__ == "__main__":
