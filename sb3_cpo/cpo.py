@@ -258,6 +258,9 @@ class CPO(TrustRegionAlgorithm):
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""
+        predicted, actual = self.ledger.predicted_change, self.ledger.actual_change
+        if predicted is not None and actual is not None:
+            self._watchdog.compare(violation, predicted, actual.mean)
         self._watchdog.watch(violation, step)
 
     def _cost_batch(self, rollout: Rollout) -> CostBatch:

@@ -101,11 +101,17 @@ def of_critics(losses: CriticLosses, buffer: CostRolloutBuffer, policy: nn.Modul
     }
     if losses.cost_value:
         pairs = zip(buffer.cost_values.T, buffer.cost_returns.T, strict=True)
+        # Nothing is there to be explained where all returns are the same but for rounding
         row["train/cost_value_loss"] = np.mean(losses.cost_value)
-        row["train/cost_explained_variance"] = np.array([explained_variance(*pair) for pair in pairs])
+        row["train/cost_explained_variance"] = np.array([_explained_variance(*pair) for pair in pairs])
     if isinstance(log_std := getattr(policy, "log_std", None), th.Tensor):
         row["train/std"] = th.exp(log_std).mean().item()
     return row
+
+
+def _explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
+    is_constant = np.std(returns) <= 1e-6 * max(np.abs(returns).max(), np.abs(values).max())
+    return float("nan") if is_constant else float(explained_variance(values, returns))
 
 
 def of_shaping(loss: float, bonus: np.ndarray) -> Row:

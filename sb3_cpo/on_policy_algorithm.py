@@ -24,6 +24,9 @@ from sb3_cpo.log_keys import Row
 from sb3_cpo.monitor import CostMonitor
 from sb3_cpo.policies import CostActorCriticPolicy
 
+# Fewer episodes in a rollout are worth a warning
+FEW_EPISODES = 10
+
 SelfConstrainedOnPolicyAlgorithm = TypeVar("SelfConstrainedOnPolicyAlgorithm", bound="ConstrainedOnPolicyAlgorithm")
 
 
@@ -192,6 +195,12 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 f"no episode ended in this rollout of {buffer.buffer_size} steps: the cost of an episode is estimated from "
                 "what it has cost so far. Raise n_steps, or give the environment a time limit"
             )
+        if is_known and before is None and estimate.n_episodes < FEW_EPISODES and self.cost_limits.is_limited:
+            warnings.warn(
+                f"only {estimate.n_episodes} episodes ended in the first rollout of {buffer.buffer_size * buffer.n_envs} "
+                "steps: the mean cost of so few says little, and how it changes with the policy less. Raise n_steps "
+                f"(now {self.n_steps})"
+            )
         ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches
@@ -220,6 +229,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())
         except BaseException:
             put_back()
+            # Nothing is to be expected of an update that did not happen
+            self.ledger.predicted_change = None
             raise
         self._n_updates += 1
         self._record({**row, "train/n_updates": self._n_updates})

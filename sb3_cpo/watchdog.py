@@ -10,6 +10,8 @@ from sb3_cpo.trust_region import TrustRegionStep
 # A violation this many times what one update can change, for this many updates in a row, is worth a word
 FACTOR = 10.0
 PATIENCE = 20
+# So is a limit that has been exceeded for this many updates, in which less than this share of the predicted decrease came
+UNDELIVERED_PATIENCE, LEAST_DELIVERED = 40, 0.1
 
 
 class Watchdog:
@@ -20,11 +22,37 @@ class Watchdog:
         """Updates in a row with a violation far beyond their reach."""
         self.n_vanishing = 0
         """Updates with a violated constraint that no change of the policy changes."""
+        self._changes: list[tuple[np.ndarray, np.ndarray]] = []
+        self._has_warned_of_undelivered = False
 
     @property
     def row(self) -> dict[str, Any]:
         """What there is to log."""
         return {"train/n_vanishing_gradients": self.n_vanishing} if self.n_vanishing else {}
+
+    def compare(self, violation: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> None:
+        """
+        Look at what the last update expected and what came of it. Arrays have shape (n_costs,).
+
+        :param violation: J minus limit, now
+        :param predicted: change of J that the last update expected
+        :param actual: change of J
+        """
+        self._changes = [*self._changes, (np.where(violation > 0, predicted, np.nan), actual)][-UNDELIVERED_PATIENCE:]
+        if len(self._changes) < UNDELIVERED_PATIENCE or self._has_warned_of_undelivered:
+            return
+        # NaN where the limit was satisfied at some time
+        predicted_sum, actual_sum = np.sum(self._changes, axis=0)
+        is_undelivered = (predicted_sum < 0) & (actual_sum > LEAST_DELIVERED * predicted_sum)
+        if is_undelivered.any():
+            self._has_warned_of_undelivered = True
+            index = int(np.argmax(is_undelivered))
+            warnings.warn(
+                f"constraint {index} has exceeded its limit for {UNDELIVERED_PATIENCE} updates, which were predicted to "
+                f"change its cost by {predicted_sum[index]:.4g} in all; it changed by {actual_sum[index]:.4g}. No action "
+                "may change this cost, or the rollouts are too small to see how (train/cost_gradient_noise near 1: raise "
+                "n_steps)"
+            )
 
     def watch(self, violation: np.ndarray, step: TrustRegionStep) -> None:
         """

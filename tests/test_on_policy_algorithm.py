@@ -1,3 +1,5 @@
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -729,3 +731,15 @@ def test_a_cost_too_large_to_square_leaves_a_model_that_can_go_on():
     assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())
     model.learn(16, reset_num_timesteps=False)
     assert model.ep_cost_mean == 2
+
+
+@pytest.mark.parametrize(("n_steps", "is_few"), [(8, True), (40, False)])
+def test_few_episodes_in_a_rollout_are_warned_of(n_steps, is_few):
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,)), 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_model(env, n_steps=n_steps, batch_size=n_steps).learn(4 * n_steps)
+    messages = [str(warning.message) for warning in caught if "episodes ended in the first rollout" in str(warning.message)]
+    assert len(messages) == int(is_few)
+    if is_few:
+        assert messages[0].startswith("only 4 episodes ended in the first rollout of 16 steps")

@@ -47,7 +47,7 @@ def test_programs_are_python(page):
 
 
 def test_every_logged_key_is_explained():
-    keys = {key for key in LOGGED_KEY.findall((ROOT / "sb3_cpo" / "log_keys.py").read_text())}
+    keys = set(LOGGED_KEY.findall((ROOT / "sb3_cpo" / "log_keys.py").read_text()))
     assert len(keys) > 30
     explained = "".join(page.read_text() for page in PAGES)
     # A key that continues with a variable part, such as train/n_rejected_{reason}

@@ -59,7 +59,9 @@ def paper_settings(task: str) -> tuple[int, dict[str, Any]]:
 
 
 def without_constraints(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in {"n_noise_draws", "cost_gae_lambda"}}
+    return {
+        key: value for key, value in settings.items() if key not in {"n_noise_draws", "n_cost_rollouts", "cost_gae_lambda"}
+    }
 
 
 def path_of(output: Path, task: str, algorithm: str, seed: int) -> Path:

@@ -36,6 +36,9 @@ PUBLISHED = {
     "SafeHalfCheetahVelocity-v0": {1e6: "1141 / 19.7", 2e6: "1688 / 18.6", 3e6: "2055 / 18.7"},
     "SafeHopperVelocity-v0": {1e6: "1126 / 25.1", 2e6: "1387 / 31.0", 3e6: "1506 / 31.5"},
     "SafeHumanoidVelocity-v0": {1e6: "754 / 6.7", 2e6: "4247 / 12.1", 3e6: "4897 / 10.6"},
+    # Deterministic evaluation (OmniSafe 0.5, benchmarks of its on-policy algorithms)
+    "SafeSwimmerVelocity-v0": {1e7: "65 / 18.2"},
+    "SafeWalker2dVelocity-v0": {1e7: "2075 / 21.9"},
 }
 
 
@@ -65,7 +68,18 @@ class Rows(BaseCallback):
 
 
 def train(task: str, seed: int, steps: int, path: Path, settings: dict[str, Any]) -> None:
-    """One run, to ``path``; an unfinished one begins anew."""
+    """
+    One run, to ``path``; an unfinished one begins anew, a finished one is left alone.
+
+    :raises ValueError: what is there is a run with other settings
+    """
+    described = {"task": task, "seed": seed, "steps": steps, "settings": settings}
+    description = path.with_suffix(".json")
+    if path.exists():
+        if json.loads(description.read_text()) != described:
+            raise ValueError(f"{path} is of {description.read_text()}, not of {described}: choose another --output")
+        return
+    print(f"{task}, seed {seed}, {steps:,} steps", file=sys.stderr, flush=True)
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
     if task in SMALL_TASKS:
@@ -75,11 +89,16 @@ def train(task: str, seed: int, steps: int, path: Path, settings: dict[str, Any]
         env, limit = task, None
     model = CPO("MlpPolicy", env, limit, seed=seed, device="cpu", **settings)
     model.learn(steps, callback=Rows(part))
+    description.write_text(json.dumps(described))
     os.replace(part, path)
 
 
 def smoothed(j: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
-    """After each rollout, the mean cost of the last 50 episodes (of more, where the rollout has more)."""
+    """
+    After each rollout, the mean cost of the last 50 episodes (of more, where the rollout has more). A rollout in which none
+    ended counts by its estimate, as one episode.
+    """
+    n_episodes = np.maximum(n_episodes, 1)
     means = []
     for last in range(len(j)):
         weight, total = 0.0, 0.0
@@ -93,22 +112,26 @@ def smoothed(j: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
 
 
 def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row per constraint: from the first time the limit is reached (or first satisfied, from above) to the end."""
+    """
+    One row per constraint: all of the run, its last fifth, and from the first time that J reaches the limit (from below or
+    from above) to the end; a run that never reaches it counts from its beginning.
+    """
     rows = []
     late = slice(-max(len(run) // 5, 1), None)
     for name in (key[2:] for key in run if key.startswith("J ")):
         share = (run[f"J {name}"] / run[f"limit {name}"]).to_numpy()
         is_there = share <= 1 if share[0] > 1 else share >= 1
-        first = int(np.argmax(is_there)) if is_there.any() else len(share) - 1
+        first = int(np.argmax(is_there))
         fifty = smoothed(share, run["episodes"].to_numpy())
         rows.append(
             {
                 "cost": name,
                 "reached at": int(run["steps"].iloc[first]) if is_there.any() else "never",
                 "mean J / limit": share[first:].mean(),
-                "over": np.mean(fifty[first:] > 1),
+                "over, all": np.mean(fifty > 1),
+                "over, since": np.mean(fifty[first:] > 1),
                 "over, late": np.mean(fifty[late] > 1),
-                "highest J / limit": fifty[first:].max(),
+                "highest since": fifty[first:].max(),
                 "return": run["return"].iloc[late].mean(),
                 "steps": int(run["steps"].iloc[-1]),
             }
@@ -120,7 +143,11 @@ def table(folder: Path) -> str:
     """A Markdown table of all finished runs in the folder."""
     order = [task for tasks in GROUPS.values() for task in tasks]
     rows = []
-    for path in sorted(folder.glob("*.csv"), key=lambda path: (order.index(path.stem.rsplit("_", 1)[0]), path.stem)):
+    paths = {path: path.stem.rsplit("_", 1)[0] for path in folder.glob("*_seed*.csv")}
+    known = [path for path, task in paths.items() if task in order]
+    if not known:
+        raise SystemExit(f"no finished run in {folder}")
+    for path in sorted(known, key=lambda path: (order.index(paths[path]), path.stem)):
         task, seed = path.stem.rsplit("_", 1)
         for row in judge(pd.read_csv(path)):
             published = PUBLISHED.get(task, {})
@@ -131,9 +158,9 @@ def table(folder: Path) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = dict(row)
-        for key in ("over", "over, late"):
+        for key in ("over, all", "over, since", "over, late"):
             cells[key] = f"{row[key]:.0%}"
-        for key in ("mean J / limit", "highest J / limit"):
+        for key in ("mean J / limit", "highest since"):
             cells[key] = f"{row[key]:.2f}"
         cells["return"] = f"{row['return']:.4g}"
         lines.append("| " + " | ".join(str(cells[key]) for key in header) + " |")
@@ -155,16 +182,16 @@ def main() -> None:
     if args.command == "show":
         print(table(args.folder))
         return
+    unknown = set(args.only or ()) - {task for group in args.group or GROUPS for task in GROUPS[group]}
+    if unknown:
+        parser.error(f"--only: no {', '.join(sorted(unknown))} in {', '.join(args.group or GROUPS)}")
     th.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
     for group in args.group or GROUPS:
         for task in GROUPS[group]:
             for seed in args.seeds if not args.only or task in args.only else ():
                 path = args.output / f"{task}_seed{seed}.csv"
-                if path.exists():
-                    continue
                 steps = int(args.steps or (SMALL_TASKS[task].steps if group == "small" else STEPS[group]))
-                print(f"{task}, seed {seed}, {steps:,} steps", file=sys.stderr, flush=True)
                 train(task, seed, steps, path, json.loads(args.settings))
 
 

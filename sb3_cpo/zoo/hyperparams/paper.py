@@ -10,11 +10,12 @@ from sb3_cpo.zoo.hyperparams import entries
 
 _PLAIN: dict[str, Any] = {
     "n_noise_draws": 0,
+    "n_cost_rollouts": 1,
     "target_kl": 0.01,
     "cg_damping": 1e-5,
     "fisher_sub_sampling_factor": 5,
     "gamma": 0.995,
-    "policy_kwargs": {"net_arch": [64, 32]},
+    "policy_kwargs": {"net_arch": [64, 32], "normalize_observations": False, "standardize_returns": False},
     "batch_size": 500,
     "learning_rate": 3e-3,
     "n_critic_updates": 3,
