@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
@@ -32,23 +33,21 @@ def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
 
     :param env: what the user gave
     """
-    import gymnasium as gym
-
     from safe_envs import BatchVecEnv
 
     if not isinstance(env, str):
         return env
     try:
-        spec = gym.spec(env)
-        max_episode_steps = spec.max_episode_steps or COPIES_ROLLOUT
-        n_envs = int(np.clip(COPIES_ROLLOUT // max_episode_steps, MIN_COPIES, MAX_COPIES))
-        vec_env = make_vec_env(env, n_envs=n_envs, vec_env_cls=BatchVecEnv)
+        # One first: an environment that BatchVecEnv refuses is not made a hundred times to learn that
+        make_vec_env(env, vec_env_cls=BatchVecEnv).close()
     except (gym.error.Error, TypeError):
         # SB3 makes it, or says what is wrong with it
         return env
+    max_episode_steps = gym.spec(env).max_episode_steps or COPIES_ROLLOUT
+    n_envs = int(np.clip(COPIES_ROLLOUT // max_episode_steps, MIN_COPIES, MAX_COPIES))
     if verbose >= 1:
         print(f"Stepping {n_envs} copies of {env} at once (pass an environment to choose their number)")
-    return vec_env
+    return make_vec_env(env, n_envs=n_envs, vec_env_cls=BatchVecEnv)
 
 
 def default_n_steps(n_envs: int, max_episode_steps: int | None) -> int:

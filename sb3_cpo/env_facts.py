@@ -44,7 +44,7 @@ def episode_length(env: VecEnv) -> float | None:
 def notice_resets(env: VecEnv, buffer: Any) -> Iterator[None]:
     """Within a rollout, only others reset the environments, an evaluation for instance: tell the buffer."""
     inner = env.unwrapped
-    reset = inner.reset
+    own_reset, reset = vars(inner).get("reset"), inner.reset
 
     def noticed_reset() -> Any:
         buffer.was_reset_outside = True
@@ -54,7 +54,10 @@ def notice_resets(env: VecEnv, buffer: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        del inner.reset
+        if own_reset is None:
+            del inner.reset
+        else:
+            inner.reset = own_reset  # type: ignore[method-assign]
 
 
 def name_env(env: VecEnv, index: int | None = None) -> str:

@@ -1,0 +1,89 @@
+"""What is chosen where the user says nothing."""
+
+import gymnasium as gym
+import pytest
+from gymnasium import spaces
+from toy_envs import RiskyEnv, vec_env
+
+from safe_envs import BatchVecEnv
+from sb3_cpo import CPO
+from sb3_cpo.defaults import default_batch_size, default_env, default_n_steps, fill_in
+from sb3_cpo.env_facts import notice_resets
+
+
+@pytest.mark.parametrize(
+    ("n_envs", "max_episode_steps", "n_steps"),
+    [
+        (20, 1000, 1000),  # 20 episodes
+        (1, 200, 4000),
+        (1, 1000, 20_000),
+        (8, 500, 1500),  # 24: whole ones in each copy
+        (100, 65, 260),  # at least 200 steps of each copy
+        (1, None, 4000),
+        (8, None, 2048),
+    ],
+)
+def test_rollouts_hold_whole_episodes(n_envs, max_episode_steps, n_steps):
+    assert default_n_steps(n_envs, max_episode_steps) == n_steps
+    if max_episode_steps is not None:
+        assert n_steps % max_episode_steps == 0
+        assert n_steps * n_envs >= 20 * max_episode_steps
+
+
+@pytest.mark.parametrize(("rollout_size", "batch_size"), [(20_000, 500), (4000, 100), (26_000, 650), (130, 65), (7, 7)])
+def test_batches_divide_the_rollout(rollout_size, batch_size):
+    assert default_batch_size(rollout_size) == batch_size
+    assert rollout_size % batch_size == 0
+
+
+@pytest.mark.parametrize(
+    ("action_space", "target_kl"),
+    [(spaces.Box(-1, 1, (6,)), 0.06), (spaces.Box(-1, 1, (2, 2)), 0.04), (spaces.Discrete(5), 0.01)],
+)
+def test_the_trust_region_grows_with_the_dimensions_of_an_action(action_space, target_kl):
+    arguments = {"n_steps": None, "batch_size": None, "target_kl": None, "fisher_sub_sampling_factor": None}
+    fill_in(arguments, 20, 1000, action_space)
+    assert arguments == {
+        "n_steps": 1000, "batch_size": 500, "target_kl": pytest.approx(target_kl), "fisher_sub_sampling_factor": 4,
+    }  # fmt: skip
+    given = {"n_steps": 10, "batch_size": 5, "target_kl": 0.3, "fisher_sub_sampling_factor": 7}
+    assert fill_in(dict(given), 20, 1000, action_space) is None
+    filled = dict(given)
+    fill_in(filled, 20, 1000, action_space)
+    assert filled == given
+
+
+def test_a_task_of_ours_given_by_its_id_is_stepped_in_many_copies(capsys):
+    model = CPO("MlpPolicy", "SafePointGather-v0", verbose=1, device="cpu")
+    assert isinstance(model.env, BatchVecEnv)
+    assert (model.env.num_envs, model.n_steps, model.cost_limit) == (100, 210, 0.1)
+    assert "Stepping 100 copies of SafePointGather-v0" in capsys.readouterr().out
+    env = gym.make("SafePointGather-v0")
+    assert CPO("MlpPolicy", env, device="cpu").env.num_envs == 1
+
+
+def test_what_batch_vec_env_refuses_is_made_once_to_learn_that(monkeypatch):
+    n_made = []
+    make = gym.make
+    monkeypatch.setattr(gym, "make", lambda *args, **kwargs: n_made.append(args) or make(*args, **kwargs))
+    assert default_env("Pendulum-v1") == "Pendulum-v1"
+    assert len(n_made) == 1
+    assert default_env("NoSuchEnvironment-v0") == "NoSuchEnvironment-v0"
+    env = vec_env(lambda rank: RiskyEnv())
+    assert default_env(env) is env
+
+
+def test_resets_by_others_are_noticed_and_the_environment_is_left_as_it_was():
+    class Buffer:
+        was_reset_outside = False
+
+    env, buffer = vec_env(lambda rank: RiskyEnv()), Buffer()
+    with notice_resets(env, buffer):
+        assert not buffer.was_reset_outside
+        env.reset()
+    assert buffer.was_reset_outside
+    assert "reset" not in vars(env)
+    env.reset = own = lambda: "mine"
+    with notice_resets(env, buffer):
+        assert env.reset() == "mine"
+    assert env.reset is own
