@@ -182,8 +182,10 @@ def test_train_resume_and_enjoy(run):
     run(train, *POINT, "-n", "400", "--eval-freq", "200", "--save-freq", "200", "-tb", "tb", "-P", "--seed", "1", *TINY)
     folder = Path("logs/cpo/SafePointCircle-v0_1")
     files = {path.name for path in folder.rglob("*")}
-    expected = {"best_model.zip", "SafePointCircle-v0.zip", "rl_model_200_steps.zip", "evaluations.npz", "0.monitor.csv"}
+    expected = {"best_model.zip", "SafePointCircle-v0.zip", "rl_model_200_steps.zip", "evaluations.npz", "monitor.csv"}
     assert expected | {"config.yml", "args.yml", "command.txt"} <= files
+    # One for all copies
+    assert [path.name for path in folder.glob("*monitor.csv")] == ["monitor.csv"]
     results = load_results(str(folder))
     assert (results["cost"] >= 0).all()
     assert results["cost"].sum() > 0
@@ -207,6 +209,23 @@ def test_train_resume_and_enjoy(run):
     # The end of the schedule
     verdict = "within" if np.mean(costs) <= 7 else "OVER"
     assert f"Cost limit: 7.00, the mean is {verdict}" in out
+
+
+@pytest.mark.parametrize("vec_env", ["dummy", "batch"])
+def test_the_monitor_file_has_every_episode_of_training_with_its_cost(tmp_path, vec_env, monkeypatch):
+    """What SB3's monitors, a file per copy, say of the same training."""
+    small = {"n_envs": 3, "n_steps": 130, "batch_size": 65, "n_timesteps": 780}
+    manager = make_manager("cpo", "SafePointCircle-v0", tmp_path, dict(small), vec_env_type=vec_env, seed=0)
+    manager.learn(manager.setup_experiment()[0])
+    ours = load_results(manager.save_path)
+    monkeypatch.setattr(ConstrainedExperimentManager, "_has_one_monitor_file", False)
+    manager = make_manager("cpo", "SafePointCircle-v0", tmp_path / "sb3", dict(small), vec_env_type=vec_env, seed=0)
+    manager.learn(manager.setup_experiment()[0])
+    assert len(list(Path(manager.save_path).glob("*monitor.csv"))) == 3
+    theirs = load_results(manager.save_path)
+    columns = ["r", "l", "cost"]
+    assert len(ours) == 12
+    np.testing.assert_array_equal(ours[columns].sort_values(columns), theirs[columns].sort_values(columns))
 
 
 def test_enjoy_prints_the_cost_and_says_when_it_is_over_the_limit(run):
