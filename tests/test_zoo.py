@@ -12,6 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -147,6 +148,19 @@ def test_cpo_as_in_the_paper_is_run_by_name(tmp_path):
     model, _ = manager.setup_experiment()
     assert (model.n_noise_draws, model.cost_confidence, model.cost_gae_gamma) == (0, 0.0, None)
     assert (model.target_kl, model.cg_damping, model.gamma, model.cost_limit) == (0.01, 1e-5, 0.995, 5.0)
+
+
+@pytest.mark.parametrize("ending", ["yml", "py"])
+def test_a_file_of_ones_own_and_the_command_line_come_before_the_table(tmp_path, ending):
+    own = {"SafePointCircle-v0": {"n_timesteps": 260, "policy": "MlpPolicy", "n_envs": 2, "n_steps": 130, "gamma": 0.9}}
+    path = tmp_path / f"own.{ending}"
+    path.write_text(yaml.dump(own) if ending == "yml" else f"hyperparams = {own}")
+    manager = make_manager("cpo", "SafePointCircle-v0", tmp_path, {"batch_size": 65, "cost_limit": 7.0}, config=str(path))
+    model, saved = manager.setup_experiment()
+    assert (model.gamma, model.n_steps, model.batch_size, model.cost_limit) == (0.9, 130, 65, 7.0)
+    # Nothing of the table: it has another kind of VecEnv
+    assert type(model.env) is DummyVecEnv
+    assert "vec_env" not in saved
 
 
 def test_limit_schedules():

@@ -31,7 +31,7 @@ class EpisodeWriter(BaseCallback):
 
     def _write(self, episode: dict[str, Any]) -> None:
         if self.writer is None:
-            header = {"t_start": self.start_time, "env_id": self.env_id}
+            header: dict[str, float | str] = {"t_start": self.start_time, "env_id": self.env_id}
             self.writer = ResultsWriter(self.folder, header, tuple(key for key in episode if key not in ("r", "l", "t")))
         # The monitors have begun at different times
         row = {**episode, "t": round(time.time() - self.start_time, 6)}
