@@ -145,6 +145,41 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_one_before(tmp_path, promis
     assert "train/violation/cost_speed" in continued.logger.name_to_value
 
 
+def test_variants_are_compared_in_a_table_and_two_pictures(promise, monkeypatch, tmp_path, capfd):
+    import variants
+
+    small = json.dumps({"n_steps": 200, "batch_size": 100, "n_critic_updates": 1})
+    args = [
+        "--task",
+        "Pendulum speed",
+        "--variants",
+        "default",
+        "plain",
+        "--seeds",
+        "0",
+        "--steps",
+        "1600",
+        "--settings",
+        small,
+    ]
+    monkeypatch.setattr(sys, "argv", ["variants.py", *args, "--output", "out"])
+    variants.main()
+    folder = tmp_path / "out" / "Pendulum speed"
+    assert {"table.csv", "curves.png", "calibration.png"} <= {path.name for path in folder.iterdir()}
+    table = pd.read_csv(folder / "table.csv").set_index("variant")
+    for variant in ("default", "plain"):
+        log = pd.read_csv(folder / f"{variant}_seed0.csv")
+        late = log.iloc[4:]
+        assert table["actual"][variant] == pytest.approx(late["train/actual_cost_change"].mean())
+        # The row after an update shows the change that it made
+        assert late["train/actual_cost_change"].sum() == pytest.approx(
+            log["rollout/ep_cost_mean"].iloc[-1] - log["rollout/ep_cost_mean"].iloc[3], rel=1e-4, abs=1e-3
+        )
+    # Only the default measures the noise
+    assert table["noise share"].isna().tolist() == [False, True]
+    assert json.loads((folder / "plain_seed0.json").read_text())["settings"]["n_noise_draws"] == 0
+
+
 def test_the_best_return_on_frozen_lake_is_had_by_playing_its_policy(promise):
     small_tasks, horizon = sys.modules["small_tasks"], 100
     optimum, env = small_tasks.solve_frozen_lake(), gym.make("FrozenLake-v1")

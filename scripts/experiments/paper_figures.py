@@ -13,9 +13,8 @@ from typing import Any
 
 import gymnasium as gym
 import matplotlib
-import numpy as np
 import pandas as pd
-from calibration import ACTUAL, PREDICTED, slope_without_noise
+from calibration import draw_calibration, slope_without_noise
 from runs import Run, run_all
 
 from safe_envs import BatchVecEnv
@@ -111,26 +110,6 @@ def draw_curves(output: Path, task: str, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_calibration(output: Path, task: str, path: Path) -> dict[str, float]:
-    """Actual against predicted change of J, in the late half of training; returns the slope without noise of each CPO."""
-    variants = {name: runs for name, runs in load(output, task).items() if "CPO" in name}
-    figure, axes = plt.subplots(1, len(variants), figsize=(4.5 * len(variants), 4.2), layout="constrained", squeeze=False)
-    slopes = {}
-    for axis, (algorithm, runs) in zip(axes[0], variants.items(), strict=True):
-        late = pd.concat([run.iloc[len(run) // 2 :] for run in runs])
-        slopes[algorithm] = float(slope_without_noise(late))
-        known = late[[PREDICTED, ACTUAL]].dropna()
-        axis.scatter(known[PREDICTED], known[ACTUAL], s=6, alpha=0.5)
-        ends = np.array([known[PREDICTED].min(), known[PREDICTED].max()])
-        axis.plot(ends, ends, color="black", linestyle=":", label="actual = predicted")
-        axis.set(xlabel="predicted change of J", ylabel="actual change of J", title=algorithm)
-        axis.legend(fontsize="small")
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return slopes
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS[:2], help="tasks to train on")
@@ -158,7 +137,14 @@ def main() -> None:
         table.to_csv(args.output / f"{task}.csv", index=False)
         print(table.to_string(index=False))
         draw_curves(args.output, task, args.output / f"{task}.png")
-        slopes = draw_calibration(args.output, task, args.output / f"{task}-calibration.png")
+        late = {
+            name: pd.concat([run.iloc[len(run) // 2 :] for run in runs])
+            for name, runs in load(args.output, task).items()
+            if "CPO" in name
+        }
+        if late:
+            draw_calibration(late, args.output / f"{task}-calibration.png")
+        slopes = {name: float(slope_without_noise(rows)) for name, rows in late.items()}
         print(f"slope of actual on predicted change without the noise of J, late half: {slopes}")
 
 
