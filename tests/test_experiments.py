@@ -1,20 +1,29 @@
 """The scripts behind the results run from beginning to end, in small, and leave what they promise."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pandas as pd
 import pytest
+from stable_baselines3.common.logger import Logger
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(script: str, *args: str) -> list[str]:
+    return [sys.executable, "-W", "ignore", str(SCRIPTS / script), *args]
 
 
 def run(script: str, *args: str, folder: Path) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(SCRIPTS / script), *args]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command(script, *args), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -42,15 +51,153 @@ def test_paper_figures_compare_and_do_not_repeat_what_is_there(tmp_path):
     assert run("experiments/paper_figures.py", *args, folder=tmp_path).count("there already") == 2
 
 
-def test_promise_runs_what_is_not_done_and_shows_a_table(tmp_path):
-    args = ("run", "--group", "small", "--only", "double integrator", "--seeds", "0", "--steps", "4000", "--output", "out")
-    run("experiments/promise.py", *args, folder=tmp_path)
-    path = tmp_path / "out" / "double integrator_seed0.csv"
-    written = path.read_bytes()
-    run("experiments/promise.py", *args, folder=tmp_path)
-    assert path.read_bytes() == written
-    table = run("experiments/promise.py", "show", "out", folder=tmp_path)
+# ---------------------------------------------------------------- runs
+
+# Rollouts of one episode
+SETTINGS = {"n_steps": 100, "batch_size": 50, "n_critic_updates": 1}
+PROMISE = ("run", "--group", "small", "--seeds", "0", "--output", "out", "--settings", json.dumps(SETTINGS))
+
+
+@pytest.fixture
+def promise(monkeypatch, tmp_path, capfd):
+    """The script as a function of its command line, which returns what was printed."""
+    # Scripts import their neighbours by name, as Python does where one of them is started
+    monkeypatch.syspath_prepend(str(SCRIPTS / "experiments"))
+    monkeypatch.chdir(tmp_path)
+    import promise
+
+    def main(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["promise.py", *args])
+        promise.main()
+        return capfd.readouterr().out
+
+    return main
+
+
+def test_promise_runs_what_is_not_done_and_shows_a_table(promise, monkeypatch):
+    monkeypatch.setattr("promise.missing_package", lambda task: "the moon" if "Lander" in task else None)
+    args = (*PROMISE, "--only", "double integrator", "LunarLander engine", "--steps")
+    out = promise(*args, "200")
+    assert "LunarLander engine: skipped, needs the moon" in out
+    table = promise("show", "out")
+    assert out.endswith(table)
     assert [line.split(" | ")[2] for line in table.splitlines()[2:]] == ["cost_speed", "cost_force"]
+    path = Path("out") / "double integrator_seed0.csv"
+    written = path.read_bytes()
+    assert f"{path}: there already" in promise(*args, "200")
+    # Other settings under the same name
+    with pytest.raises(ValueError, match="choose another folder"):
+        promise(*args, "300")
+    assert path.read_bytes() == written
+    with pytest.raises(SystemExit):
+        promise(*PROMISE, "--only", "double integral")
+
+
+def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules["promise"].GROUPS, "small", ("NoSuchTask-v0", "double integrator"))
+    with pytest.raises(SystemExit, match=r"1 of 2 runs failed: out/NoSuchTask-v0_seed0\.csv"):
+        promise(*PROMISE, "--steps", "100")
+    assert "`NoSuchTask` doesn't exist" in capfd.readouterr().err
+    assert Path("out/double integrator_seed0.csv").exists()
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    args = (*PROMISE, "--only", "double integrator", "--steps", "4000", "--save-every", "0")
+    checkpoints = tmp_path / "out" / "double integrator_seed0.unfinished"
+    where = {"cwd": tmp_path, "env": ENVIRONMENT, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(command("experiments/promise.py", *args), start_new_session=True, **where) as process:
+        try:
+            end = time.monotonic() + 200
+            while not list(checkpoints.glob("000000000[3-9]00")) and time.monotonic() < end and process.poll() is None:
+                time.sleep(0.01)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    newest = max(checkpoints.glob("[0-9]*"))
+    before = pd.DataFrame(pd.read_pickle(newest / "rows.pkl")[0])
+    assert not (tmp_path / "out" / "double integrator_seed0.csv").exists()
+
+    result = subprocess.run(command("experiments/promise.py", *args), text=True, check=True, **where)
+    assert f"from step {int(newest.name):,} to 4,000" in result.stderr
+    rows = pd.read_csv(tmp_path / "out" / "double integrator_seed0.csv")
+    assert rows["steps"].tolist() == list(range(100, 4001, 100))
+    np.testing.assert_allclose(rows.iloc[: len(before)], before, rtol=1e-5)
+    assert not checkpoints.exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_leaves_the_one_before(tmp_path, promise, capfd):
+    make_model, make_row, runs = sys.modules["promise"].make_model, sys.modules["promise"].make_row, sys.modules["runs"]
+    small = runs.Run("double integrator", 0, 600, SETTINGS)
+    model, rows = make_model(small), []
+    model.set_logger(Logger(None, [runs._Rows(rows, make_row)]))
+    model.learn(600, callback=runs._Checkpoints(tmp_path / "parts", rows, 0.0))
+    parts = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert parts == ["000000000400", "000000000500"]
+    torn = tmp_path / "parts" / parts[-1] / "model.zip"
+    torn.write_bytes(torn.read_bytes()[:1000])
+
+    again, known = make_model(small), []
+    again.set_logger(Logger(None, [runs._Rows(known, make_row)]))
+    continued = runs._continue(again, small, tmp_path / "parts", known)
+    assert "000000000500 cannot be read, trying the one before" in capfd.readouterr().err
+    assert continued.num_timesteps == 400
+    assert [row["steps"] for row in known] == [100, 200, 300, 400]
+    # What the update after row 400 has logged is for row 500
+    assert "train/violation/cost_speed" in continued.logger.name_to_value
+
+
+def test_variants_are_compared_in_a_table_and_two_pictures(promise, monkeypatch, tmp_path, capfd):
+    import variants
+
+    small = json.dumps({"n_steps": 200, "batch_size": 100, "n_critic_updates": 1})
+    args = [
+        "--task",
+        "Pendulum speed",
+        "--variants",
+        "default",
+        "plain",
+        "--seeds",
+        "0",
+        "--steps",
+        "1600",
+        "--settings",
+        small,
+    ]
+    monkeypatch.setattr(sys, "argv", ["variants.py", *args, "--output", "out"])
+    variants.main()
+    folder = tmp_path / "out" / "Pendulum speed"
+    assert {"table.csv", "curves.png", "calibration.png"} <= {path.name for path in folder.iterdir()}
+    table = pd.read_csv(folder / "table.csv").set_index("variant")
+    for variant in ("default", "plain"):
+        log = pd.read_csv(folder / f"{variant}_seed0.csv")
+        late = log.iloc[4:]
+        assert table["actual"][variant] == pytest.approx(late["train/actual_cost_change"].mean())
+        # The row after an update shows the change that it made
+        assert late["train/actual_cost_change"].sum() == pytest.approx(
+            log["rollout/ep_cost_mean"].iloc[-1] - log["rollout/ep_cost_mean"].iloc[3], rel=1e-4, abs=1e-3
+        )
+    # Only the default measures the noise
+    assert table["noise share"].isna().tolist() == [False, True]
+    assert json.loads((folder / "plain_seed0.json").read_text())["settings"]["n_noise_draws"] == 0
+
+
+def test_the_best_return_on_frozen_lake_is_had_by_playing_its_policy(promise):
+    small_tasks, horizon = sys.modules["small_tasks"], 100
+    optimum, env = small_tasks.solve_frozen_lake(), gym.make("FrozenLake-v1")
+    returns, falls, rng = [], [], np.random.default_rng(0)
+    for episode in range(2000):
+        state, _ = env.reset(seed=episode)
+        for t in range(horizon):
+            action = rng.choice(4, p=optimum.policy[16 * t + state])
+            state, reward, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                break
+        returns.append(reward)
+        falls.append(terminated and reward == 0)
+    error = 3 * 0.5 / np.sqrt(len(returns))
+    assert np.mean(returns) == pytest.approx(optimum.ep_rew_mean, abs=error)
+    assert np.mean(falls) == pytest.approx(small_tasks.FROZEN_LAKE_LIMIT, abs=error)
+    # The limit binds
+    assert optimum.nu[0] > 0
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from safe_envs import BatchVecEnv
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.zoo.costs import add_cost
+from sb3_cpo.zoo.episodes import EpisodeWriter
 from sb3_cpo.zoo.hyperparams_opt import describe_trial, is_feasible, violation_of
 from sb3_cpo.zoo.runs import statistics_of
 
@@ -94,6 +95,19 @@ class ConstrainedExperimentManager(ExperimentManager):
         if isinstance(hyperparams.get("cost_shaping"), str):
             hyperparams["cost_shaping"] = eval(hyperparams["cost_shaping"], {"FailurePredictor": FailurePredictor})
         return super()._preprocess_hyperparams(hyperparams)
+
+    def create_callbacks(self) -> None:
+        super().create_callbacks()
+        if self._has_one_monitor_file:
+            self.callbacks.append(EpisodeWriter(self.save_path, self.env_name.gym_id))
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        return super().create_envs(n_envs, eval_env, no_log or self._has_one_monitor_file)
+
+    @property
+    def _has_one_monitor_file(self) -> bool:
+        """ARS plays its episodes where no callback sees them."""
+        return self.algo != "ars"
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
         """

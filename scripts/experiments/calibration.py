@@ -1,7 +1,13 @@
 """Predicted against actual changes of the cost: does what an update expects come true?"""
 
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pandas as pd
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
 
 PREDICTED, ACTUAL = "train/predicted_cost_change", "train/actual_cost_change"
 
@@ -34,3 +40,21 @@ def slope_without_noise(rows: pd.DataFrame) -> float:
     predicted, actual = known.pop("predicted"), known.pop("actual")
     answer = np.linalg.lstsq(known, predicted)[0][0]
     return ((predicted * actual).mean() + answer * noise_variance) / (predicted**2).mean()
+
+
+def draw_calibration(groups: dict[str, pd.DataFrame], path: Path) -> None:
+    """
+    Actual against predicted changes of J, one panel per group.
+
+    :param groups: title -> rows of SB3's log
+    """
+    figure, axes = plt.subplots(1, len(groups), figsize=(4.5 * len(groups), 4.2), layout="constrained", squeeze=False)
+    for axis, (title, rows) in zip(axes[0], groups.items(), strict=True):
+        known = rows[[PREDICTED, ACTUAL]].dropna()
+        axis.scatter(known[PREDICTED], known[ACTUAL], s=6, alpha=0.5)
+        axis.axline((0, 0), slope=1, color="black", linestyle=":", label="actual = predicted")
+        axis.set(xlabel="predicted change of J", ylabel="actual change of J", title=title)
+        axis.legend(fontsize="small")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -3,24 +3,19 @@ Train CPO and its comparisons side by side, and draw the paper's figures: return
 
     python scripts/experiments/paper_figures.py --tasks SafePointCircle-v0 SafePointGather-v0 --seeds 0 1 2
 
-Every finished run leaves a CSV file under --output and is not repeated; a run that was stopped begins anew. The table and the
+Every finished run leaves a CSV file under --output and is not repeated; a run that was stopped goes on. The table and the
 figures are made of all CSV files that are there (--draw-only: make nothing else).
 """
 
 import argparse
-import shutil
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import matplotlib
-import numpy as np
 import pandas as pd
-import torch as th
-from calibration import ACTUAL, PREDICTED, slope_without_noise
-from stable_baselines3.common.logger import configure
+from calibration import draw_calibration, slope_without_noise
+from runs import Run, run_all
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FPO, PDO, TRPO, FailurePredictor, make_vec_env
@@ -33,56 +28,50 @@ from sb3_cpo.plotting import draw, from_log
 
 COST = "rollout/ep_cost_mean"
 
-TASKS = ("SafePointCircle-v0", "SafePointGather-v0")
+TASKS = [f"Safe{task}-v0" for task in ("PointCircle", "PointGather", "AntCircle", "AntGather", "HumanoidCircle")]
 LIMITS = {task: gym.spec(task).kwargs["cost_limit"] for task in TASKS}
 # Steps ahead that the predictor sees; the paper has no shaping for Point-Gather, 5 is a third of its episode
 HORIZON = 5
 
-Algorithm = Callable[..., Any]
-ALGORITHMS: dict[str, Algorithm] = {
-    "CPO": lambda env, settings: CPO("MlpPolicy", env, **{"gamma": settings["gamma"]}),
-    "plain CPO": lambda env, settings: CPO("MlpPolicy", env, **settings),
-    "plain CPO + shaping": lambda env, settings: CPO("MlpPolicy", env, cost_shaping=FailurePredictor(HORIZON), **settings),
-    "PDO": lambda env, settings: PDO("MlpPolicy", env, **without_constraints(settings)),
-    "FPO 1": lambda env, settings: FPO("MlpPolicy", env, penalty_coef=1.0, **without_constraints(settings)),
-    "FPO 5": lambda env, settings: FPO("MlpPolicy", env, penalty_coef=5.0, **without_constraints(settings)),
-    "FPO 50": lambda env, settings: FPO("MlpPolicy", env, penalty_coef=50.0, **without_constraints(settings)),
-    "TRPO": lambda env, settings: TRPO("MlpPolicy", env, env.get_attr("cost_limit")[0], **without_constraints(settings)),
+# Name -> class, and what it has beside the paper's settings
+ALGORITHMS: dict[str, tuple[type, dict[str, Any]]] = {
+    "CPO": (CPO, {}),
+    "plain CPO": (CPO, {}),
+    "plain CPO + shaping": (CPO, {"shaping_horizon": HORIZON}),
+    "PDO": (PDO, {}),
+    "FPO 1": (FPO, {"penalty_coef": 1.0}),
+    "FPO 5": (FPO, {"penalty_coef": 5.0}),
+    "FPO 50": (FPO, {"penalty_coef": 50.0}),
+    "TRPO": (TRPO, {}),
 }
+NOT_ARGUMENTS = {"vec_env", "policy", "n_envs", "n_timesteps"}
+OF_CPO = {"n_noise_draws", "n_cost_rollouts", "cost_gae_lambda"}
 
 
-def paper_settings(task: str) -> tuple[int, dict[str, Any]]:
-    """Copies of the environment and arguments of CPO, from the zoo's table."""
-    entry = paper.hyperparams[task]
-    n_envs = entry["n_envs"]
-    return n_envs, {key: value for key, value in entry.items() if key not in {"vec_env", "policy", "n_envs", "n_timesteps"}}
+def settings_of(task: str, algorithm: str) -> dict[str, Any]:
+    """The zoo's table of the paper's settings; of them, CPO with its defaults has the discount only."""
+    cls, own = ALGORITHMS[algorithm]
+    settings = {key: value for key, value in paper.hyperparams[task].items() if key not in NOT_ARGUMENTS}
+    if algorithm == "CPO":
+        settings = {"gamma": settings["gamma"]}
+    if cls is not CPO:
+        settings = {key: value for key, value in settings.items() if key not in OF_CPO}
+    if cls is TRPO:
+        settings["cost_limit"] = LIMITS[task]
+    return {**settings, **own}
 
 
-def without_constraints(settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value for key, value in settings.items() if key not in {"n_noise_draws", "n_cost_rollouts", "cost_gae_lambda"}
-    }
+def make_model(run: Run) -> Any:
+    n_envs = paper.hyperparams[run.task]["n_envs"]
+    env = make_vec_env(run.task, n_envs=n_envs, vec_env_cls=BatchVecEnv, vec_env_kwargs={"n_threads": 1}, seed=run.seed)
+    settings = dict(run.settings)
+    if "shaping_horizon" in settings:
+        settings["cost_shaping"] = FailurePredictor(settings.pop("shaping_horizon"))
+    return ALGORITHMS[run.algorithm][0]("MlpPolicy", env, seed=run.seed, device="cpu", **settings)
 
 
 def path_of(output: Path, task: str, algorithm: str, seed: int) -> Path:
     return output / task / f"{algorithm.replace(' ', '_')}-{seed}.csv"
-
-
-def train(task: str, algorithm: str, seed: int, total_timesteps: int, output: Path) -> str:
-    path = path_of(output, task, algorithm, seed)
-    if path.exists():
-        return f"{path}: there already"
-    th.set_num_threads(1)
-    n_envs, settings = paper_settings(task)
-    env = make_vec_env(task, n_envs=n_envs, vec_env_cls=BatchVecEnv, vec_env_kwargs={"n_threads": 1}, seed=seed)
-    model = ALGORITHMS[algorithm](env, {**settings, "seed": seed} if algorithm != "CPO" else settings)
-    folder = path.with_suffix(".part")
-    model.set_logger(configure(str(folder), ["csv"]))
-    model.learn(total_timesteps)
-    (folder / "progress.csv").rename(path)
-    shutil.rmtree(folder)
-    rows = pd.read_csv(path)
-    return f"{path}: return {rows['rollout/ep_rew_mean_rollout'].iloc[-1]:.2f}, cost {rows[COST].iloc[-1]:.3f}"
 
 
 def load(output: Path, task: str) -> dict[str, list[pd.DataFrame]]:
@@ -121,29 +110,9 @@ def draw_curves(output: Path, task: str, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_calibration(output: Path, task: str, path: Path) -> dict[str, float]:
-    """Actual against predicted change of J, in the late half of training; returns the slope without noise of each CPO."""
-    variants = {name: runs for name, runs in load(output, task).items() if "CPO" in name}
-    figure, axes = plt.subplots(1, len(variants), figsize=(4.5 * len(variants), 4.2), layout="constrained", squeeze=False)
-    slopes = {}
-    for axis, (algorithm, runs) in zip(axes[0], variants.items(), strict=True):
-        late = pd.concat([run.iloc[len(run) // 2 :] for run in runs])
-        slopes[algorithm] = float(slope_without_noise(late))
-        known = late[[PREDICTED, ACTUAL]].dropna()
-        axis.scatter(known[PREDICTED], known[ACTUAL], s=6, alpha=0.5)
-        ends = np.array([known[PREDICTED].min(), known[PREDICTED].max()])
-        axis.plot(ends, ends, color="black", linestyle=":", label="actual = predicted")
-        axis.set(xlabel="predicted change of J", ylabel="actual change of J", title=algorithm)
-        axis.legend(fontsize="small")
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return slopes
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=LIMITS, default=list(LIMITS), help="tasks to train on")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS[:2], help="tasks to train on")
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), help="algorithms to train")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run per seed")
     parser.add_argument("--total-timesteps", type=int, default=1_000_000, help="steps of each run")
@@ -153,12 +122,14 @@ def main() -> None:
     args = parser.parse_args()
 
     if not args.draw_only:
-        # Seed by seed, so that a run of this script that is stopped has compared everything on fewer seeds
-        jobs = [(task, name, seed) for seed in args.seeds for task in args.tasks for name in args.algorithms]
-        with ProcessPoolExecutor(args.jobs) as pool:
-            futures = [pool.submit(train, *job, args.total_timesteps, args.output) for job in jobs]
-            for future in futures:
-                print(future.result(), flush=True)
+        # Seed by seed, so that a script that is stopped has compared everything on fewer seeds
+        runs = {
+            path_of(args.output, task, name, seed): Run(task, seed, args.total_timesteps, settings_of(task, name), name)
+            for seed in args.seeds
+            for task in args.tasks
+            for name in args.algorithms
+        }
+        run_all(runs, make_model, jobs=args.jobs)
     for task in args.tasks:
         if not load(args.output, task):
             continue
@@ -166,7 +137,14 @@ def main() -> None:
         table.to_csv(args.output / f"{task}.csv", index=False)
         print(table.to_string(index=False))
         draw_curves(args.output, task, args.output / f"{task}.png")
-        slopes = draw_calibration(args.output, task, args.output / f"{task}-calibration.png")
+        late = {
+            name: pd.concat([run.iloc[len(run) // 2 :] for run in runs])
+            for name, runs in load(args.output, task).items()
+            if "CPO" in name
+        }
+        if late:
+            draw_calibration(late, args.output / f"{task}-calibration.png")
+        slopes = {name: float(slope_without_noise(rows)) for name, rows in late.items()}
         print(f"slope of actual on predicted change without the noise of J, late half: {slopes}")
 
 

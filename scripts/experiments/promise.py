@@ -2,25 +2,21 @@
 The promise of the package: with the defaults, on any task, the limit holds while the agent learns.
 
 Runs CPO with nothing set but the limit (registered tasks bring theirs), one CSV per run, and prints a table. Runs that are
-done are skipped; `show` prints the table of what is there. Example:
+done are skipped, those that were stopped go on; `show` prints the table of what is there. Example:
 
     python scripts/experiments/promise.py run --group velocity --seeds 0 --steps 1e6 --output results/promise
     python scripts/experiments/promise.py show results/promise
 """
 
 import argparse
-import csv
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch as th
-from small_tasks import SMALL_TASKS
-from stable_baselines3.common.callbacks import BaseCallback
+from runs import Run, run_all
+from small_tasks import SMALL_TASKS, missing_package
 
 from sb3_cpo import CPO, make_vec_env
 
@@ -28,6 +24,7 @@ VELOCITY = tuple(f"Safe{robot}Velocity-v0" for robot in ("Ant", "HalfCheetah", "
 PAPER = tuple(f"Safe{task}-v0" for task in ("PointCircle", "PointGather", "AntCircle", "AntGather", "HumanoidCircle"))
 GROUPS = {"velocity": VELOCITY, "paper": PAPER, "small": tuple(SMALL_TASKS)}
 STEPS = {"velocity": 3e6, "paper": 2e6}
+COST = "rollout/ep_cost_mean"
 # J of the published runs is the mean of the last 50 episodes
 WINDOW = 50
 # Published CPO on the way (return / cost; Milosevic et al., 2025, raw logs, 5 seeds): steps -> what it had
@@ -42,55 +39,27 @@ PUBLISHED = {
 }
 
 
-class Rows(BaseCallback):
-    """One row per rollout, written as it comes."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.path = path
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        model: Any = self.model
-        estimate = model.raw_cost_estimate
-        row = {"steps": model.num_timesteps, "return": model.ep_rew_mean, "episodes": estimate.n_episodes}
-        names = model.cost_limits.names or ("cost",)
-        for name, cost, limit in zip(names, estimate.mean, model.current_cost_limit, strict=True):
-            row |= {f"J {name}": cost, f"limit {name}": limit}
-        is_new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if is_new:
-                writer.writeheader()
-            writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+def make_model(run: Run) -> CPO:
+    """The one line: nothing is said but the limit, and that only where the environment does not say it."""
+    if run.task not in SMALL_TASKS:
+        return CPO("MlpPolicy", run.task, seed=run.seed, device="cpu", **run.settings)
+    task = SMALL_TASKS[run.task]
+    env = make_vec_env(task.make, seed=run.seed)
+    return CPO("MlpPolicy", env, task.cost_limit, seed=run.seed, device="cpu", **run.settings)
 
 
-def train(task: str, seed: int, steps: int, path: Path, settings: dict[str, Any]) -> None:
-    """
-    One run, to ``path``; an unfinished one begins anew, a finished one is left alone.
-
-    :raises ValueError: what is there is a run with other settings
-    """
-    described = {"task": task, "seed": seed, "steps": steps, "settings": settings}
-    description = path.with_suffix(".json")
-    if path.exists():
-        if json.loads(description.read_text()) != described:
-            raise ValueError(f"{path} is of {description.read_text()}, not of {described}: choose another --output")
-        return
-    print(f"{task}, seed {seed}, {steps:,} steps", file=sys.stderr, flush=True)
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    if task in SMALL_TASKS:
-        env: Any = make_vec_env(SMALL_TASKS[task].make, seed=seed)
-        limit: Any = SMALL_TASKS[task].cost_limit
-    else:
-        env, limit = task, None
-    model = CPO("MlpPolicy", env, limit, seed=seed, device="cpu", **settings)
-    model.learn(steps, callback=Rows(part))
-    description.write_text(json.dumps(described))
-    os.replace(part, path)
+def make_row(log: dict[str, Any]) -> dict[str, Any]:
+    row = {
+        "steps": log["time/total_timesteps"],
+        "return": log.get("rollout/ep_rew_mean_rollout", np.nan),
+        "episodes": log["rollout/n_episodes"],
+    }
+    for key, cost in log.items():
+        if key.startswith(COST):
+            suffix = key.removeprefix(COST)
+            name = suffix.removeprefix("/") or "cost"
+            row |= {f"J {name}": cost, f"limit {name}": log[f"rollout/cost_limit{suffix}"]}
+    return row
 
 
 def smoothed(j: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
@@ -152,8 +121,10 @@ def table(folder: Path) -> str:
         for row in judge(pd.read_csv(path)):
             published = PUBLISHED.get(task, {})
             nearest = min(published, key=lambda steps: abs(steps - row["steps"]), default=None)
-            beside = "" if nearest is None else f"{published[nearest]} at {nearest:.0e}".replace("e+0", "e")
-            rows.append({"task": task, "seed": seed.removeprefix("seed"), **row, "published CPO": beside})
+            beside = "" if nearest is None else f"published CPO {published[nearest]} at {nearest:.0e}".replace("e+0", "e")
+            if task in SMALL_TASKS and SMALL_TASKS[task].best_return is not None:
+                beside = f"best possible {SMALL_TASKS[task].best_return():.3g}"
+            rows.append({"task": task, "seed": seed.removeprefix("seed"), **row, "beside": beside})
     header = list(rows[0])
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
@@ -177,22 +148,31 @@ def main() -> None:
     run.add_argument("--steps", type=float, help="default: 3e6, 2e6 or what a small task says")
     run.add_argument("--settings", default="{}", help="JSON: arguments of CPO that differ from the defaults")
     run.add_argument("--output", type=Path, default=Path("results/promise"))
+    run.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    run.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
     commands.add_parser("show", help="print the table").add_argument("folder", type=Path)
     args = parser.parse_args()
     if args.command == "show":
         print(table(args.folder))
         return
-    unknown = set(args.only or ()) - {task for group in args.group or GROUPS for task in GROUPS[group]}
+    groups = args.group or list(GROUPS)
+    unknown = set(args.only or ()) - {task for group in groups for task in GROUPS[group]}
     if unknown:
-        parser.error(f"--only: no {', '.join(sorted(unknown))} in {', '.join(args.group or GROUPS)}")
-    th.set_num_threads(1)
-    args.output.mkdir(parents=True, exist_ok=True)
-    for group in args.group or GROUPS:
-        for task in GROUPS[group]:
-            for seed in args.seeds if not args.only or task in args.only else ():
-                path = args.output / f"{task}_seed{seed}.csv"
-                steps = int(args.steps or (SMALL_TASKS[task].steps if group == "small" else STEPS[group]))
-                train(task, seed, steps, path, json.loads(args.settings))
+        parser.error(f"--only: no {', '.join(sorted(unknown))} in {', '.join(groups)}")
+    runs = {}
+    for group in groups:
+        for task in args.only or GROUPS[group]:
+            if task not in GROUPS[group]:
+                continue
+            if missing := missing_package(task):
+                print(f"{task}: skipped, needs {missing}")
+                continue
+            steps = int(args.steps or (SMALL_TASKS[task].steps if group == "small" else STEPS[group]))
+            for seed in args.seeds:
+                runs[args.output / f"{task}_seed{seed}.csv"] = Run(task, seed, steps, json.loads(args.settings))
+    run_all(runs, make_model, make_row, args.jobs, args.save_every)
+    if any(path.exists() for path in runs):
+        print(table(args.output))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Ten small environments with a cost, as users bring them: gymnasium's with a ``CostWrapper``, and two of our own."""
+"""Small environments with a cost, as users bring them: gymnasium's with a ``CostWrapper``, and one of our own."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,12 +9,15 @@ import numpy as np
 from gymnasium import spaces
 
 from safe_envs import CostWrapper
+from safe_envs.tabular import Optimum, TabularCMDP, solve_cmdp, unroll
 
 
 class SmallTask(NamedTuple):
     make: Callable[[], gym.Env]
     cost_limit: Any
     steps: int = 200_000
+    best_return: Callable[[], float] | None = None
+    """That of the best policy within the limit, where it can be computed."""
 
 
 class DoubleIntegrator(gym.Env):
@@ -39,6 +43,34 @@ def wrapped(env_id: str, cost: Callable[..., float], **kwargs: Any) -> Callable[
     return lambda: CostWrapper(gym.make(env_id, **kwargs), cost)
 
 
+FROZEN_LAKE_LIMIT = 0.15  # the fastest way to the goal costs 0.20
+
+
+def solve_frozen_lake() -> Optimum:
+    """From a linear program over the 100 steps of an episode: its policy may look at the clock, an agent's cannot."""
+    env = gym.make("FrozenLake-v1")
+    table: dict[int, dict[int, list[tuple[float, int, float, bool]]]] = env.unwrapped.P  # type: ignore[attr-defined]
+    transitions, rewards, costs = np.zeros((16, 4, 16)), np.zeros((16, 4)), np.zeros((1, 16, 4))
+    for state, actions in table.items():
+        for action, outcomes in actions.items():
+            for probability, next_state, reward, is_over in outcomes:
+                rewards[state, action] += probability * reward
+                if is_over:
+                    costs[0, state, action] += probability * (reward == 0)
+                else:
+                    transitions[state, action, next_state] += probability
+    cmdp = TabularCMDP(transitions, rewards, costs, np.eye(16)[0], 1.0, np.array([FROZEN_LAKE_LIMIT]))
+    optimum = solve_cmdp(unroll(cmdp, 100))
+    assert optimum is not None
+    return optimum
+
+
+def missing_package(task: str) -> str | None:
+    """What must be installed for a task; None: nothing."""
+    is_missing = task.startswith("LunarLander") and importlib.util.find_spec("Box2D") is None
+    return "pip install 'gymnasium[box2d]'" if is_missing else None
+
+
 SMALL_TASKS = {
     "Pendulum speed": SmallTask(wrapped("Pendulum-v1", lambda next_obs: float(abs(next_obs[2]) > 4)), 20.0),
     "Pendulum torque": SmallTask(wrapped("Pendulum-v1", lambda action: float(abs(action[0]) > 1)), 40.0),
@@ -49,7 +81,13 @@ SMALL_TASKS = {
     "HalfCheetah energy": SmallTask(
         wrapped("HalfCheetah-v5", lambda action: float(np.sum(np.square(action)))), 1000.0, 300_000
     ),
-    "FrozenLake holes": SmallTask(wrapped("FrozenLake-v1", lambda reward, terminated: float(terminated and reward == 0)), 0.3),
+    # Its main engine fires
+    "LunarLander engine": SmallTask(wrapped("LunarLander-v3", lambda action: float(action == 2)), 50.0, 300_000),
+    "FrozenLake holes": SmallTask(
+        wrapped("FrozenLake-v1", lambda reward, terminated: float(terminated and reward == 0)),
+        FROZEN_LAKE_LIMIT,
+        best_return=lambda: solve_frozen_lake().ep_rew_mean,
+    ),
     "double integrator": SmallTask(
         lambda: gym.wrappers.TimeLimit(DoubleIntegrator(), 100), {"cost_speed": 10.0, "cost_force": 40.0}
     ),

@@ -1,0 +1,44 @@
+"""One monitor file per run, however many copies of the environment it has."""
+
+import time
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import ResultsWriter
+
+
+class EpisodeWriter(BaseCallback):
+    """
+    Writes every episode of training into ``monitor.csv``, in the order in which they end, as ``load_results`` reads it.
+
+    (SB3's ``Monitor`` writes a file per copy: a hundred files, which the operating system keeps open.)
+
+    :param folder: of the run
+    :param env_id: for the header
+    """
+
+    def __init__(self, folder: str, env_id: str):
+        super().__init__()
+        self.folder, self.env_id = folder, env_id
+        self.start_time = time.time()
+        self.writer: ResultsWriter | None = None
+
+    def _on_step(self) -> bool:
+        for info in self.locals.get("infos", ()):
+            if "episode" in info:
+                self._write(info["episode"])
+        return True
+
+    def _write(self, episode: dict[str, Any]) -> None:
+        if self.writer is None:
+            header: dict[str, float | str] = {"t_start": self.start_time, "env_id": self.env_id}
+            self.writer = ResultsWriter(self.folder, header, tuple(key for key in episode if key not in ("r", "l", "t")))
+        # The monitors have begun at different times
+        row = {**episode, "t": round(time.time() - self.start_time, 6)}
+        columns = self.writer.logger.fieldnames
+        # A cost that occurs for the first time in a later episode has no column
+        self.writer.write_row({key: value for key, value in row.items() if key in columns})
+
+    def _on_training_end(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,98 @@
+"""
+What makes the limit hold: CPO with its defaults, with the paper's plain update, and with single parts, on one task.
+
+    python scripts/experiments/variants.py --task SafeHalfCheetahVelocity-v0 --variants default plain --steps 1e6 --seeds 0
+
+Runs that are done are skipped, those that were stopped go on. It prints a table, and draws return and cost over training and
+the actual against the predicted changes of the cost.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
+from promise import GROUPS, judge, make_model, make_row
+from runs import Run, run_all
+from small_tasks import SMALL_TASKS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from sb3_cpo.plotting import draw, from_log
+
+# The paper trusts every batch: costs are not discounted, the limit is on the mean itself
+PLAIN: dict[str, Any] = {"n_noise_draws": 0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "default, no distance": {"cost_confidence": 0.0},
+    "default, undiscounted costs": {"cost_gae_gamma": 1.0},
+    "default, 5 rollouts": {"n_cost_rollouts": 5},
+    "default, margin": {"cost_margin_lr": 0.2},
+    "plain": PLAIN,
+    "plain, discounted costs": {**PLAIN, "cost_gae_gamma": 0.99},
+    "plain, 5 rollouts": {**PLAIN, "n_cost_rollouts": 5},
+    "plain, margin": {**PLAIN, "cost_margin_lr": 0.2},
+    "plain, all three": {**PLAIN, "cost_gae_gamma": 0.99, "n_cost_rollouts": 5, "cost_margin_lr": 0.2},
+}
+TASKS = [
+    task
+    for tasks in GROUPS.values()
+    for task in tasks
+    if task not in SMALL_TASKS or not isinstance(SMALL_TASKS[task].cost_limit, Mapping)
+]
+
+
+def describe(log: pd.DataFrame) -> dict[str, Any]:
+    """A run in a row: of its late half where nothing else is said."""
+    late = log.iloc[len(log) // 2 :]
+    (judged,) = judge(pd.DataFrame([make_row(row) for row in log.to_dict("records")]))
+    noise = "train/cost_gradient_noise"
+    return {
+        **{key: judged[key] for key in ("reached at", "mean J / limit", "over, all", "over, since", "over, late", "return")},
+        "predicted": late[PREDICTED].mean(),
+        "actual": late[ACTUAL].mean(),
+        "slope without noise": slope_without_noise(late),
+        "noise share": late[noise].mean() if noise in late else float("nan"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="SafePointCircle-v0")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=float, default=1e6)
+    parser.add_argument("--settings", default="{}", help="JSON: arguments of CPO that all variants have")
+    parser.add_argument("--output", type=Path, default=Path("results/variants"))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    args = parser.parse_args()
+
+    folder, common = args.output / args.task, json.loads(args.settings)
+    runs = {
+        folder / f"{variant}_seed{seed}.csv": Run(args.task, seed, int(args.steps), {**common, **VARIANTS[variant]}, variant)
+        for seed in args.seeds
+        for variant in args.variants
+    }
+    run_all(runs, make_model, jobs=args.jobs)
+    logs: dict[str, list[pd.DataFrame]] = {}
+    rows = []
+    for path, run in runs.items():
+        logs.setdefault(run.algorithm, []).append(pd.read_csv(path))
+        rows.append({"variant": run.algorithm, "seed": run.seed, **describe(logs[run.algorithm][-1])})
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "table.csv", index=False)
+    print(table.to_string(index=False, float_format="%.3g"))
+    figure = draw({variant: [from_log(log) for log in group] for variant, group in logs.items()}, args.task)
+    figure.savefig(folder / "curves.png", dpi=110)
+    plt.close(figure)
+    late = {variant: pd.concat([log.iloc[len(log) // 2 :] for log in group]) for variant, group in logs.items()}
+    draw_calibration(late, folder / "calibration.png")
+
+
+if __name__ == "__main__":
+    main()
