@@ -175,8 +175,8 @@ def _best_active_set(constraints: _Constraints, r: np.ndarray, nu0: np.ndarray) 
     violations = np.max(c + g_coefs[:, None] * r - b_coefs @ C, axis=1, initial=-np.inf)
     values = g_coefs - b_coefs @ r
     wrong_signs = -np.sum(np.minimum(nus, 0), axis=1) / (1 + g_coefs)
-    # A ridge moves the planes about as much as it is large: a second look where without that no point is an optimum
-    for tolerance in (TOLERANCE, TOLERANCE + 10 * constraints.ridge):
+    # A ridge moves the planes by its own size and more: look again, less strictly, where no point passes for an optimum
+    for tolerance in TOLERANCE + constraints.ridge * np.array([0, 10, 100, 1000]):
         is_feasible = (radius_left >= -TOLERANCE) & (violations <= tolerance)
         scores = np.where(is_feasible, values - wrong_signs, -np.inf)
         best = np.argmax(scores >= scores.max() - TOLERANCE)  # the smallest set
