@@ -251,9 +251,8 @@ def judge_step(problem: Problem, white: Whitened, dual: Any, is_conic: bool, pro
         if value is not None and value > float(g @ x) + 1e-5:
             return f"{value - float(g @ x):.1e} below clarabel"
     nu = extended(dual.nu[white.rows]) * white.norms / g_norm
-    if dual.lam > 0 and np.any(
-        abs(dual.b_coef[white.rows] / dual.g_coef * white.norms / g_norm - nu) > 1e-6 * (1 + np.sum(nu))
-    ):
+    implied = dual.b_coef[white.rows] / dual.g_coef * white.norms / g_norm if dual.lam > 0 else nu
+    if np.max(abs(implied - nu), initial=0) > (feasible if is_parallel else 1e-6) * (1 + float(np.sum(nu))):
         return "coefficients and multipliers disagree"
     gap = float(norm(g - nu @ B) - nu @ c - g @ x)
     if gap <= OPTIMAL + feasible:
