@@ -386,6 +386,13 @@ def test_gradient_along_one_of_dependent_rows_keeps_the_constraints():
         np.testing.assert_allclose(dual.nu, [1, 0, 0, 0], atol=2e-5)
 
 
+def test_point_out_of_the_trust_region_is_no_candidate_however_good():
+    """Only (0, -1, 0) is feasible; the corner (0.5, -1, 0) is out of the trust region, and g leads straight to it."""
+    B, c = np.array([[0.0, 1, 0], [1, 0, 0]]), np.array([1.0, -0.5])
+    x = solve(np.array([1.0, 0, 1e-5]), B, c, 1.0)[1]
+    np.testing.assert_allclose(x, [0, -1, 0], atol=1e-6)
+
+
 def test_the_only_feasible_point_has_multipliers_where_the_gradient_leads_away_from_it():
     """x = (-0.1, 0.1) in a ball of that radius; g = (0.3, -1) is spanned by rows of which only a large lam takes both."""
     B, D = np.array([[1.0, 0], [0, -1]]), 0.02
@@ -490,6 +497,12 @@ def test_almost_contradictory_constraints_are_balanced():
     """The feasible set is a wedge a million radii away; the way there would hardly lower either violation."""
     B, c = np.array([[1.0, 1e-6], [-1, 1e-6]]), np.array([0.1, 0.02])
     np.testing.assert_allclose(recover(B, c, 0.02), [-0.04, 0], atol=2e-3)
+
+
+def test_recovery_does_not_set_out_for_a_point_thousands_of_violations_away():
+    """The wedge is at x_2 = -200; straight there the worst violation falls by 0.0001, between the planes by 0.01 and more."""
+    B, c = np.array([[1.0, 3e-4], [-1, 3e-4]]), np.array([0.1, 0.02])
+    assert np.max(c + B @ recover(B, c, 0.02)) <= 0.09
 
 
 @pytest.mark.parametrize("g_scale", [1e-12, 1e12])
