@@ -253,7 +253,8 @@ def trust_region_step(
         lam, nu = dual.lam, dual.nu
         coefficients = -dual.b_coef @ basis
         coefficients[0] += dual.g_coef
-    step = th.as_tensor(coefficients, dtype=solutions.dtype, device=solutions.device) @ solutions
+    # In double precision: nearly parallel gradients have large coefficients, of which most cancels
+    step = (th.as_tensor(coefficients, dtype=th.float64, device=solutions.device) @ solutions.double()).to(solutions.dtype)
     # Conjugate gradients that stopped early leave r and S inexact; the size of the step is checked against H itself
     curvature = float(step @ hessian_vector_products(step.unsqueeze(0))[0])
     if curvature > 2 * target_kl:
