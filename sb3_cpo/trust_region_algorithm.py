@@ -49,7 +49,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         cost_limit: CostLimit | None = None,
         *,
         cg_max_steps: int = 10,
-        cg_damping: float = 0.1,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         target_kl: float | None = None,
@@ -60,7 +60,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
     ):
         super().__init__(policy, env, cost_limit, _init_setup_model=False, **kwargs)
         self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping
+        self.cg_damping: float = cg_damping  # type: ignore[assignment]
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.target_kl: float = target_kl  # type: ignore[assignment]
