@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cpo import critics
+from sb3_cpo import critics, distributed
 from sb3_cpo.arguments import check_arguments, check_classes
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
 from sb3_cpo.cost_ledger import CostLedger, SafetyRecord
@@ -110,8 +110,9 @@ class CostModel(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         n_steps_limit = None if self.env is None or self.n_steps is not None else max_episode_steps(self.env)
-        fill_in(vars(self), None if self.env is None else self.env.num_envs, n_steps_limit, self.action_space)
-        check_arguments(vars(self), None if self.env is None else self.env.num_envs)
+        n_copies = None if self.env is None else self.env.num_envs * distributed.world_size()
+        fill_in(vars(self), n_copies, n_steps_limit, self.action_space)
+        check_arguments(vars(self), n_copies)
         check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
         # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call
         if self.cost_limit is None and self.takes_registered_limit and self.env is not None:
@@ -145,6 +146,10 @@ class CostModel(OnPolicyAlgorithm):
         if self.cost_shaping is not None:
             self.cost_shaping.setup(self.observation_space, self.n_costs, self.device)
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """SB3's. Of several processes, each goes on where the seeds of the environments of the one before end."""
+        super().set_random_seed(None if seed is None else seed + distributed.rank() * self.n_envs)
+
     def _normalizes_observations(self) -> bool:
         """Whether the policy does it: where no ``VecNormalize`` did when the model was made. Saved with the model."""
         vec_normalize = self.get_vec_normalize_env()
@@ -165,7 +170,14 @@ class CostModel(OnPolicyAlgorithm):
         super()._maybe_recommend_cpu(mlp_class_name)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "cost_limits", "_cost_signal", "_rollout_callback"]
+        return [
+            *super()._excluded_save_params(),
+            "cost_limits",
+            "_cost_signal",
+            "_rollout_callback",
+            "_is_stopped_elsewhere",
+            "_shared_statistics",
+        ]
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"

@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_cpo import log_keys
+from sb3_cpo import distributed, log_keys
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_filter import FilteredCost, filter_cost, first_filtered_cost, region_share
 from sb3_cpo.cost_limits import CostLimit
@@ -271,7 +271,9 @@ class CPO(TrustRegionAlgorithm):
         """
         samples = rollout.samples
         discounts = samples.cost_discounts
-        baseline = (discounts * samples.cost_advantages).sum(dim=0) / discounts.sum(dim=0)
+        baseline = distributed.add_up((discounts * samples.cost_advantages).sum(dim=0)) / distributed.add_up(
+            discounts.sum(dim=0)
+        )
         advantages = discounts * (samples.cost_advantages - baseline) * rollout.cost.mean_length
         return CostBatch(
             samples.observations, samples.actions, samples.old_log_prob, advantages, samples.cost_returns, samples.episodes
@@ -291,7 +293,8 @@ class CPO(TrustRegionAlgorithm):
         # Proposition 2 needs the advantages of the costs that J sums
         if self.rollout_buffer.cost_gamma == self.cost_gamma:
             advantages = rollout.samples.cost_advantages
-            largest = abs(advantages - advantages.mean(dim=0)).amax(dim=0).cpu().numpy()
+            largest = abs(advantages - distributed.moments(advantages)[0]).amax(dim=0).cpu().numpy()
+            largest = np.max(distributed.gather(largest), axis=0)
             row |= log_keys.of_worst_case(rollout.limit, largest, self.target_kl, self.cost_gamma, rollout.cost.mean_length)
         return row
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_cpo import distributed
 from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples, slice_observations
 from sb3_cpo.standardized_head import StandardizedLinear
 
@@ -121,8 +122,11 @@ def fit_critics(
             # otherwise it defeats the purposes of the KL constraint
             for param in actor_params:
                 param.grad = None
+            distributed.average_gradients(policy.parameters())
             policy.optimizer.step()
-    return CriticLosses(*(th.stack(losses).tolist() if losses else [] for losses in (value_losses, cost_losses)))
+    return CriticLosses(
+        *(distributed.mean(th.stack(losses)).tolist() if losses else [] for losses in (value_losses, cost_losses))
+    )
 
 
 def _minibatch(recent: Sequence[CriticBatch], own: CriticBatch, indices: th.Tensor) -> CriticBatch:

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_cpo import distributed
 from sb3_cpo.monitor import make_vec_env
 
 TOTAL_TIMESTEPS = 1_000_000
@@ -46,6 +47,8 @@ def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
         return env
     max_episode_steps = gym.spec(env).max_episode_steps or COPIES_ROLLOUT
     n_envs = int(np.clip(COPIES_ROLLOUT // max_episode_steps, MIN_COPIES, MAX_COPIES))
+    # On several processes: a part each
+    n_envs = max(n_envs // distributed.world_size(), 1)
     if verbose >= 1:
         print(f"Stepping {n_envs} copies of {env} at once (pass an environment to choose their number)")
     return make_vec_env(env, n_envs=n_envs, vec_env_cls=BatchVecEnv)

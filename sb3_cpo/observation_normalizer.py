@@ -8,6 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
+from sb3_cpo import distributed
+
 # As VecNormalize
 CLIP, EPSILON = 10.0, 1e-8
 
@@ -42,9 +44,10 @@ class RunningMoments(nn.Module):
         :param obs: (n, *shape)
         """
         obs = obs.astype(np.float64)
-        n, count = len(obs), float(self.count)
+        count = float(self.count)
         mean, variance = self.mean.cpu().numpy().astype(np.float64), self.variance.cpu().numpy().astype(np.float64)
-        new_mean, new_variance = obs.mean(axis=0), obs.var(axis=0)
+        batch_mean, batch_variance, n = distributed.moments(th.as_tensor(obs))
+        new_mean, new_variance = batch_mean.numpy(), batch_variance.numpy()
         total = count + n
         delta = new_mean - mean
         # Before the first update, the variance of 1 stands for nothing that was seen

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_cpo import critics, log_keys
+from sb3_cpo import critics, distributed, log_keys
 from sb3_cpo.arguments import check_arguments
 from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples
 from sb3_cpo.cost_ledger import Ends
@@ -76,6 +76,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             self._forget_costs()
         elif self._last_obs is None:
             self._forget_episodes()
+        self._shared_statistics = distributed.join(self)
+        if distributed.rank() > 0:
+            callback, progress_bar = None, False
         if self.cost_limits.keys and all(self.env.env_is_wrapped(CostMonitor)):
             self.env.env_method("watch_costs", self.cost_limits.keys)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -94,6 +97,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         rollout_buffer.cost_gamma = self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
         rollout_buffer.cost_gae_lambda = self.cost_gae_lambda
         self.ledger.start_rollout()
+        self._is_stopped_elsewhere = False
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
         try:
@@ -101,9 +105,11 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
+            is_complete = is_complete and not self._is_stopped_elsewhere
         except BaseException:
-            # Interrupted: if `learn` is called again, the episodes in progress go on
-            if not rollout_buffer.full:
+            # Interrupted: if `learn` is called again, the episodes in progress go on. One of several processes is lost to the
+            # others
+            if not rollout_buffer.full and distributed.world_size() == 1:
                 self._count_stopped_rollout()
             raise
         finally:
@@ -124,11 +130,13 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             step["log_probs"],
         )
         self._last_obs, self._last_episode_starts = step["new_obs"], step["dones"]
+        # The other processes see it at the end of their rollouts
+        distributed.gather(False)
         self._count_stopped_rollout()
 
     def _count_stopped_rollout(self) -> None:
-        """Count the costs of a rollout that ends before the buffer is full and makes no update."""
-        n_steps = self.rollout_buffer.pos
+        """Count the costs of a rollout that makes no update."""
+        n_steps = self.rollout_buffer.buffer_size if self.rollout_buffer.full else self.rollout_buffer.pos
         self.safety.add_costs(self.rollout_buffer.costs[:n_steps])
         self._add_costs(n_steps)
 
@@ -136,6 +144,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """SB3 calls this at every step, before ``rollout_buffer.add``: ``rollout_buffer.pos`` is the row being written."""
         assert dones is not None
         buffer, step = self.rollout_buffer, self._rollout_callback.locals
+        # Steps of all processes
+        self.num_timesteps += (distributed.world_size() - 1) * len(dones)
         for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
             check_finite(what, values, step["env"], self.num_timesteps)
         costs, lengths = self._read_costs(infos), {}
@@ -177,6 +187,10 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """
         buffer, ledger, env = self.rollout_buffer, self.ledger, self.env
         assert env is not None
+        if not all(distributed.gather(True)):
+            self._is_stopped_elsewhere = True
+            self._count_stopped_rollout()
+            return
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if self.cost_gamma < 1:
             buffer.cost_discounts = self.cost_gamma ** ledger.steps_in_episode(buffer.episode_ends)[:, :, None]
@@ -185,10 +199,11 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         if self.has_cost_critic and self.n_costs > 0:
             last_values = critics.value_costs(self.policy, buffer, self._last_obs, self.device)
             # Values with another discount than J's say nothing about what is still to come of J
-            cut_values = last_values if buffer.cost_gamma == self.cost_gamma else None
+            cut_values = distributed.concatenate(last_values) if buffer.cost_gamma == self.cost_gamma else None
         before = ledger.estimate
         # Asked only where it is needed: environments may be other processes
-        length = None if buffer.is_counted.any() else episode_length(env)
+        has_ended = any(distributed.gather(bool(buffer.is_counted.any())))
+        length = None if has_ended else episode_length(env)
         estimate = ledger.close_rollout(cut_values, length, self.cost_estimator)
         is_known = estimate.n_episodes > 0
         if not is_known and self.n_costs > 0 and (before is None or before.n_episodes > 0):
@@ -222,6 +237,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     def train(self) -> None:
         """Update policy and critics using the currently gathered rollout buffer: all of them, or none if it fails."""
         self._update_learning_rate(self.policy.optimizer)
+        self._shared_statistics = distributed.merge_statistics(self.get_vec_normalize_env(), self._shared_statistics)
         put_back = critics.snapshot(self.policy)
         try:
             is_first = self._take_first_statistics()
@@ -244,7 +260,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         self.policy.set_training_mode(False)
         samples = next(self.rollout_buffer.get(batch_size=None))
         assert self.cost_estimate is not None
-        return Rollout(samples, self.cost_estimate, self.current_cost_limit, critics.actor_parameters(self.policy, samples))
+        # A callback, which only the first process has, may have changed it
+        limit = distributed.gather(self.current_cost_limit)[0]
+        return Rollout(samples, self.cost_estimate, limit, critics.actor_parameters(self.policy, samples))
 
     def _take_first_statistics(self) -> bool:
         """
@@ -273,7 +291,12 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """
         self.policy.set_training_mode(True)
         losses = critics.fit_critics(
-            self.policy, self.rollout_buffer, rollout.actor_params, self.batch_size, self.n_critic_updates, recent
+            self.policy,
+            self.rollout_buffer,
+            rollout.actor_params,
+            self.batch_size // distributed.world_size(),
+            self.n_critic_updates,
+            recent,
         )
         return log_keys.of_critics(losses, self.rollout_buffer, self.policy)
 

@@ -180,6 +180,7 @@ def trust_region_step(
     fisher_product: Product | None = None,
     solve: Solver = solve_dual,
     probe_noise: Callable[[], NoiseProbe] | None = None,
+    average: Callable[[th.Tensor], th.Tensor] = lambda tensor: tensor,
 ) -> TrustRegionStep:
     """
     Change the parameters by an approximate solution of ``max objective`` subject to ``violation + change of costs <= 0``
@@ -197,6 +198,7 @@ def trust_region_step(
     :param solve: the step in the span of H^-1 g and H^-1 B, see :func:`~sb3_cpo.dual.solve_dual`; PCPO, for one, has another
     :param probe_noise: the same surrogates with random signs, differentiable: the costs are then expected to change by what
         episodes have in common only, and not by what is fitted to the noise of the batch. None: as in the paper
+    :param average: mean over processes that have a part of the batch each, for whatever is a mean over the batch
     """
     # 1. Gradients of the objective (g) and of the costs (B), and the curvature (H)
     surrogates = evaluate()
@@ -206,12 +208,12 @@ def trust_region_step(
     if probe is not None:
         for objective, costs in zip(probe.objective, probe.costs, strict=True):
             outputs += [objective, *costs]
-    gradients = th.stack([flat_grad(output, params) for output in outputs])
+    gradients = average(th.stack([flat_grad(output, params) for output in outputs]))
     multiply = hessian_products(surrogates.kl_div, params) if fisher_product is None else fisher_product
-    old = Surrogates(*(value.detach() for value in surrogates))
+    old = _average_surrogates(surrogates, average)
 
     def hessian_vector_products(vectors: th.Tensor) -> th.Tensor:
-        return th.stack([multiply(vector) for vector in vectors]) + cg_damping * vectors
+        return average(th.stack([multiply(vector) for vector in vectors])) + cg_damping * vectors
 
     # 2. H^-1 g and H^-1 B, and how much of their products is noise
     solutions, residuals = conjugate_gradient(hessian_vector_products, gradients, cg_max_steps)
@@ -248,7 +250,7 @@ def trust_region_step(
         search = line_search(
             params,
             step,
-            evaluate,
+            lambda: _average_surrogates(evaluate(), average),
             old,
             violation,
             target_kl,
@@ -273,3 +275,8 @@ def trust_region_step(
         rejections=search.rejections,
         gradient_noise=gradient_noise,
     )
+
+
+def _average_surrogates(surrogates: Surrogates, average: Callable[[th.Tensor], th.Tensor]) -> Surrogates:
+    values = average(th.cat([surrogates.objective.reshape(1), surrogates.costs, surrogates.kl_div.reshape(1)]).detach())
+    return Surrogates(values[0], values[1:-1], values[-1])

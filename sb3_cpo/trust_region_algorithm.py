@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from torch import nn
 
+from sb3_cpo import distributed
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.dual import solve_dual
 from sb3_cpo.fisher import Product, fisher_products, hessian_products
@@ -95,7 +96,8 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         samples, actor_params = rollout.samples, rollout.actor_params
         advantages = samples.advantages
         if self.normalize_advantage:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            mean, variance, n_samples = distributed.moments(advantages)
+            advantages = (advantages - mean) / ((variance * n_samples / max(n_samples - 1, 1)).sqrt() + 1e-8)
         with th.no_grad():
             # SB3's distributions are mutable singletons
             old_distribution = copy(self.policy.get_distribution(samples.observations))
@@ -117,7 +119,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             return NoiseProbe(
                 objective=(signs[-1] * ratio * advantages).mean(dim=1),
                 costs=self._cost_surrogates(cost_batches, ratio, signs),
-                n_episodes=sum(int(batch.episodes.unique().numel()) for batch in cost_batches),
+                n_episodes=sum(distributed.gather(sum(int(batch.episodes.unique().numel()) for batch in cost_batches))),
             )
 
         return trust_region_step(
@@ -132,6 +134,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             fisher_product=self._fisher_product(samples.thinned(self.fisher_sub_sampling_factor).observations, actor_params),
             solve=solve,
             probe_noise=probe_noise if n_noise_draws > 0 else None,
+            average=distributed.mean,
         )
 
     def _fisher_product(self, observations: PyTorchObs, actor_params: Sequence[nn.Parameter]) -> Product:
@@ -161,7 +164,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         weighted = [ratio.unsqueeze(1) * batch.advantages for batch, ratio in zip(cost_batches, [*ratios, ratio], strict=True)]
         if signs is None:
             return th.stack([terms.mean(dim=0) for terms in weighted]).mean(dim=0)
-        return th.stack([sign @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
+        return th.stack([sign.to(terms) @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
 
 
 def _random_signs(episodes: th.Tensor, n_draws: int) -> th.Tensor:
