@@ -18,8 +18,8 @@ from torch import nn
 
 T = TypeVar("T")
 
-n_bytes_sent = 0
-"""Bytes that this process has given to sums since it began."""
+n_bytes_sent, n_messages = 0, 0
+"""What this process has given to sums since it began."""
 
 
 def world_size() -> int:
@@ -38,11 +38,11 @@ def add_up(tensor: th.Tensor) -> th.Tensor:
 
     :raises RuntimeError: another process has ended
     """
-    global n_bytes_sent
+    global n_bytes_sent, n_messages
     if world_size() == 1:
         return tensor
     total = tensor.detach().contiguous().clone()
-    n_bytes_sent += total.numel() * total.element_size()
+    n_bytes_sent, n_messages = n_bytes_sent + total.numel() * total.element_size(), n_messages + 1
     try:
         dist.all_reduce(total)
     except RuntimeError as error:
