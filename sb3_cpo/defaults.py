@@ -89,14 +89,15 @@ def fill_in(arguments: dict[str, Any], n_envs: int | None, max_episode_steps: in
     Replace None by what is chosen.
 
     :param arguments: of an algorithm, by name; changed in place
-    :param n_envs: number of copies; None: there is no environment
+    :param n_envs: number of copies, of all processes; None: there is no environment
     """
     if arguments.get("n_steps") is None and n_envs is not None:
         arguments["n_steps"] = default_n_steps(n_envs, max_episode_steps)
     if n_envs is not None and arguments.get("n_steps") is not None:
         rollout_size = arguments["n_steps"] * n_envs
         if arguments.get("batch_size") is None:
-            arguments["batch_size"] = default_batch_size(rollout_size)
+            n_processes = distributed.world_size()
+            arguments["batch_size"] = n_processes * default_batch_size(rollout_size // n_processes)
         if "fisher_sub_sampling_factor" in arguments and arguments["fisher_sub_sampling_factor"] is None:
             arguments["fisher_sub_sampling_factor"] = default_fisher_sub_sampling_factor(rollout_size)
     for name, per_dimension in (("target_kl", KL_PER_DIMENSION), ("cg_damping", DAMPING_PER_DIMENSION)):

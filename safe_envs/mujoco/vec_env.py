@@ -1,5 +1,6 @@
 """``BatchVecEnv``: all copies of one of our tasks in one process, stepped together, as an SB3 ``VecEnv``."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -101,7 +102,7 @@ class BatchVecEnv(VecEnv):
     The environments themselves are kept for rendering and for ``get_attr``; they are brought up to date when one asks.
 
     :param env_fns: functions that make one copy each
-    :param n_threads: threads for the physics; 0: all cores
+    :param n_threads: threads for the physics; 0: all cores, or this process's share of them under ``torchrun``
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], n_threads: int = 0):
@@ -126,6 +127,9 @@ class BatchVecEnv(VecEnv):
         self._all = np.arange(n_envs)
         self._is_running = False
         self._t_start = [time.time() if monitor is None else monitor.t_start for monitor in self._monitors]
+        n_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if n_threads == 0 and n_local_processes > 1:
+            n_threads = max((os.cpu_count() or 1) // n_local_processes, 1)
         self.simulation = self.task.make_simulation(n_envs, n_threads)
         super().__init__(n_envs, self.envs[0].observation_space, self.envs[0].action_space)
         self.metadata = self.envs[0].metadata
