@@ -6,6 +6,7 @@ from sb3_cpo.callbacks import (
     CostProgressBarCallback,
     StopTrainingOnViolation,
 )
+from sb3_cpo.check_cost_env import check_cost_env
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cpo import CPO
 from sb3_cpo.evaluation import evaluate_policy
@@ -28,6 +29,7 @@ __all__ = [
     "FailurePredictor",
     "StopTrainingOnViolation",
     "VideoRecorderCallback",
+    "check_cost_env",
     "evaluate_policy",
     "make_vec_env",
 ]
