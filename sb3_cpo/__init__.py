@@ -13,6 +13,7 @@ from sb3_cpo.evaluation import evaluate_policy
 from sb3_cpo.fpo import FPO
 from sb3_cpo.monitor import CostMonitor, make_vec_env
 from sb3_cpo.pdo import PDO
+from sb3_cpo.safety_report import replay_episode, safety_report
 from sb3_cpo.trpo import TRPO
 from sb3_cpo.videos import VideoRecorderCallback
 
@@ -32,4 +33,6 @@ __all__ = [
     "check_cost_env",
     "evaluate_policy",
     "make_vec_env",
+    "replay_episode",
+    "safety_report",
 ]
