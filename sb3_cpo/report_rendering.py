@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from sb3_cpo.constraint_report import ConstraintReport
@@ -179,7 +180,7 @@ def _plain(value: Any) -> Any:
 def draw(report: "SafetyReport") -> Figure:
     """A histogram per constraint: costs of the episodes of each policy, the limit, and the bounds on the means."""
     names = [one.name for one in report.policies[0].constraints]
-    figure = Figure(figsize=(8, 2.2 + 2.2 * len(names)), layout="constrained")
+    figure = Figure(figsize=(10, 1.0 + 2.8 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1, squeeze=False)[:, 0]
     for index, (axis, name) in enumerate(zip(axes, names, strict=True)):
         limit = report.policies[0].constraints[index].limit
@@ -189,12 +190,14 @@ def draw(report: "SafetyReport") -> Figure:
         is_counted = bool((everything[:-1] == np.round(everything[:-1])).all()) and np.ptp(everything) <= 60
         bins: Any = np.arange(np.floor(everything.min()) - 0.5, everything.max() + 1) if is_counted else 40
         edges = np.histogram_bin_edges(everything, bins)
-        for policy in report.policies:
-            one, color = policy.constraints[index], COLORS[policy.policy]
-            axis.hist(
-                costs[policy.policy], edges, color=color, alpha=0.5, label=f"{policy.policy}, {len(policy.seeds)} episodes"
-            )
-            label = f"its mean {one.mean:.3g}, at most {one.upper:.3g}"
+        labels = [f"{policy.policy}, {len(policy.seeds)} episodes" for policy in report.policies]
+        colors = [COLORS[policy.policy] for policy in report.policies]
+        axis.hist(list(costs.values()), edges, color=colors, alpha=0.6, label=labels, rwidth=0.9)
+        if is_counted:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for policy, color in zip(report.policies, colors, strict=True):
+            one = policy.constraints[index]
+            label = f"{policy.policy}: mean {one.mean:.3g}, at most {one.upper:.3g}"
             axis.axvspan(one.mean, max(one.upper, one.mean), color=color, alpha=0.25, linewidth=0)
             axis.axvline(one.mean, color=color, linewidth=1.5, label=label)
         axis.axvline(limit, color="black", linestyle="--", linewidth=1.5, label=f"limit {limit:g}")

@@ -26,32 +26,36 @@ def training_record(
     model: Any, folder: str | Path | None, limits: CostLimits, final_limit: np.ndarray
 ) -> TrainingRecord | None:
     """
-    :param folder: of the run, with ``progress.csv`` or monitor files. None: what the model itself has counted
+    From ``progress.csv``, else from what the model has counted itself, else from monitor files.
+
+    :param folder: of the run; None: there is none
     :param limits: names of the constraints
     :param final_limit: (n_costs,) for monitor files, which have none
     :return: None where nobody has counted
     """
-    if folder is not None:
-        for read in (_of_progress, _of_monitor):
-            record = read(Path(folder), limits, final_limit)
-            if record is not None:
-                return record
+    record = None if folder is None else _of_progress(Path(folder), limits)
+    record = record or _of_model(model, limits)
+    return record if record is not None or folder is None else _of_monitor(Path(folder), limits, final_limit)
+
+
+def _of_model(model: Any, limits: CostLimits) -> TrainingRecord | None:
     safety = getattr(model, "safety", None)
     if safety is None or safety.n_steps == 0 or safety.n_costs != limits.n_costs:
         return None
     if (limits.keys or ("cost",)) != (model.cost_limits.keys or ("cost",)):
         return None
+    has_updates = safety.n_updates > 0 and model.cost_limits.is_limited
     return TrainingRecord(
         "the model, up to the moment when it was saved",
         safety.n_steps,
         safety.cumulative_cost,
-        safety.cost_regret if safety.n_updates else None,
-        safety.violation_rate if safety.n_updates else None,
+        safety.cost_regret if has_updates else None,
+        safety.violation_rate if has_updates else None,
         safety.n_updates or None,
     )
 
 
-def _of_progress(folder: Path, limits: CostLimits, final_limit: np.ndarray) -> TrainingRecord | None:
+def _of_progress(folder: Path, limits: CostLimits) -> TrainingRecord | None:
     import pandas as pd
 
     path = folder / "progress.csv"
