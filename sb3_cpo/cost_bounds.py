@@ -116,6 +116,14 @@ def judge(interval: Interval, limit: float) -> Verdict:
     return "not satisfied" if exceeds(interval.lower, limit) else "inconclusive"
 
 
+def _more_of(costs: np.ndarray, n_episodes: int) -> np.ndarray:
+    """A larger sample of the same distribution, in no order."""
+    if n_episodes == len(costs):
+        return costs
+    levels = (np.arange(n_episodes) + 0.5) / n_episodes
+    return np.random.default_rng(0).permutation(np.quantile(costs, levels, method="inverted_cdf"))
+
+
 def episodes_to_decide(costs: np.ndarray, limit: float, interval_of: Callable[[np.ndarray], Interval]) -> int | None:
     """
     How many episodes like these it would take until the verdict is no longer "inconclusive".
@@ -126,7 +134,7 @@ def episodes_to_decide(costs: np.ndarray, limit: float, interval_of: Callable[[n
     """
 
     def is_decided(n_episodes: int) -> bool:
-        return judge(interval_of(np.resize(costs, n_episodes)), limit) != "inconclusive"
+        return judge(interval_of(_more_of(costs, n_episodes)), limit) != "inconclusive"
 
     low, high = len(costs), len(costs)
     while not is_decided(high):

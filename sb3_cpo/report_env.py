@@ -9,7 +9,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_cpo.env_facts import name_env
 from sb3_cpo.monitor import make_vec_env, with_cost_monitor
@@ -72,9 +72,10 @@ def _refuse_training_env(model: BaseAlgorithm, env: Any) -> None:
 def _open(env: GymEnv | str, env_kwargs: Mapping[str, Any]) -> VecEnv:
     """As a ``VecEnv``, with a monitor where there is none yet."""
     if isinstance(env, str):
-        return make_vec_env(env, env_kwargs=dict(env_kwargs))
-    monitored = with_cost_monitor(env)
-    return monitored if isinstance(monitored, VecEnv) else make_vec_env(lambda: monitored)
+        # Without a seed, SB3 draws one from the random numbers of the training
+        return make_vec_env(env, seed=0, env_kwargs=dict(env_kwargs))
+    monitored: Any = with_cost_monitor(env)
+    return monitored if isinstance(monitored, VecEnv) else DummyVecEnv([lambda: monitored])
 
 
 def _normalized_as_in_training(
