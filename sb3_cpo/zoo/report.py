@@ -4,12 +4,12 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 # Says what to install where scipy is missing
 import sb3_cpo.constraint_report
 import sb3_cpo.zoo  # noqa: F401  (our algorithms in rl_zoo3's tables)
 from sb3_cpo import safety_report
+from sb3_cpo.cost_limits import read_limits
 from sb3_cpo.report_rendering import verdict_text
 from sb3_cpo.zoo.agents import add_options, load_model, open_agent
 
@@ -57,9 +57,9 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo report") -> None:
             load_model(options, agent),
             agent.env,
             options.n_episodes,
-            cost_limit=_numbers(options.cost_limit),
+            cost_limit=read_limits(options.cost_limit),
             alpha=options.alpha,
-            max_episode_cost=_numbers(options.max_episode_cost),
+            max_episode_cost=read_limits(options.max_episode_cost),
             policies=["stochastic", "deterministic"] if options.policy == "both" else [options.policy],
             seed=options.seed,
             model_path=agent.model_path,
@@ -81,24 +81,6 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo report") -> None:
     print(f"Report: {folder / 'report.md'}")
     if options.model_card is not None:
         print(f"Model card: {report.save_model_card(options.model_card, options.license) / 'README.md'}")
-
-
-def _numbers(texts: list[str] | None) -> Any:
-    """
-    A number, several, or a mapping.
-
-    :raises ValueError: a text is neither a number nor name:number
-    """
-    if texts is None:
-        return None
-    pairs = [text.rpartition(":") for text in texts]
-    try:
-        if all(name for name, _, _ in pairs):
-            return {name: float(number) for name, _, number in pairs}
-        numbers = [float(text) for text in texts]
-    except ValueError:
-        raise ValueError(f"{' '.join(texts)} is neither a number nor name:number") from None
-    return numbers[0] if len(numbers) == 1 else numbers
 
 
 if __name__ == "__main__":
