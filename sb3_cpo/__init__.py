@@ -6,12 +6,14 @@ from sb3_cpo.callbacks import (
     CostProgressBarCallback,
     StopTrainingOnViolation,
 )
+from sb3_cpo.check_cost_env import check_cost_env
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cpo import CPO
 from sb3_cpo.evaluation import evaluate_policy
 from sb3_cpo.fpo import FPO
 from sb3_cpo.monitor import CostMonitor, make_vec_env
 from sb3_cpo.pdo import PDO
+from sb3_cpo.safety_report import replay_episode, safety_report
 from sb3_cpo.trpo import TRPO
 from sb3_cpo.videos import VideoRecorderCallback
 
@@ -28,6 +30,9 @@ __all__ = [
     "FailurePredictor",
     "StopTrainingOnViolation",
     "VideoRecorderCallback",
+    "check_cost_env",
     "evaluate_policy",
     "make_vec_env",
+    "replay_episode",
+    "safety_report",
 ]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sb3_cpo.cost_limits import CostLimits, parse_cost_limit
+from sb3_cpo.cost_limits import CostLimits, parse_cost_limit, read_limits
 from sb3_cpo.cost_signal import read_costs
 from sb3_cpo.log_keys import short_names
 
@@ -130,3 +130,13 @@ def test_schedules_stay_between_beginning_and_end_when_the_last_rollout_goes_bey
     limits = parse_cost_limit(lambda progress: 5 + 20 * progress)
     assert limits.at(-0.5).tolist() == [5]
     assert limits.at(1.0).tolist() == [25]
+
+
+def test_limits_of_a_command_line():
+    assert read_limits(["cost_a:1", "cost_b:2.5"]) == {"cost_a": 1.0, "cost_b": 2.5}
+    assert read_limits(["3"]) == 3.0
+    assert read_limits(["3", "4"]) == [3.0, 4.0]
+    assert read_limits(None) is None
+    for wrong in (["much"], ["cost_a:1", "2"], ["cost_a:much"]):
+        with pytest.raises(ValueError, match="is neither a number nor name:number"):
+            read_limits(wrong)
