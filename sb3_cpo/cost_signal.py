@@ -1,9 +1,10 @@
 """Reading the costs of a step from ``info``: one reader for training, evaluation and the monitor."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import torch as th
 
 # Networks compute in float32, whose largest number is 3e38, and square sums of costs
 LARGEST_COST = 1e15
@@ -93,21 +94,39 @@ def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n
     try:
         costs = np.asarray(values, dtype=np.float64).reshape(len(infos), n_costs)
     except (TypeError, ValueError, RuntimeError):
-        # RuntimeError: what torch raises for a tensor that requires grad
-        _raise_wrong_cost(infos, keys, n_costs)
+        # Numbers beside arrays of one, tensors of another device; or no costs at all
+        costs = _read_one_by_one(infos, keys, n_costs)
     if not (np.abs(costs) <= LARGEST_COST).all():
         _raise_wrong_cost(infos, keys, n_costs)
     return costs
 
 
-def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> None:
+def _as_array(value: Any) -> np.ndarray:
+    """
+    :raises RuntimeError: a tensor that requires a gradient, see torch
+    """
+    # The costs of simulators on a GPU are tensors there
+    return np.asarray(value.cpu() if isinstance(value, th.Tensor) else value, dtype=np.float64)
+
+
+def _read_one_by_one(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:
+    """As ``read_costs``, for values that numpy cannot put into one array at once."""
+    size = 1 if keys is not None else n_costs
+    try:
+        values = [_as_array(info[key]).reshape(size) for info in infos for key in keys or ["cost"]]
+    except (TypeError, ValueError, RuntimeError):
+        _raise_wrong_cost(infos, keys, n_costs)
+    return np.concatenate(values).reshape(len(infos), n_costs)
+
+
+def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> NoReturn:
     expected_shape = () if keys is not None or n_costs == 1 else (n_costs,)
     for index, info in enumerate(infos):
         for key in keys or ["cost"]:
             value = info[key]
             place = f"info[{key!r}] of environment {index}"
             try:
-                array = np.asarray(value, dtype=np.float64)
+                array = _as_array(value)
             except (TypeError, ValueError, RuntimeError) as error:
                 hint = ": detach it" if isinstance(error, RuntimeError) else ""
                 raise ValueError(f"{place} is {value!r}: expected a number{hint}") from None

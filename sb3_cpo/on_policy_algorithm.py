@@ -19,7 +19,7 @@ from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_model import CostModel
 from sb3_cpo.cost_signal import MissingCost
 from sb3_cpo.defaults import TOTAL_TIMESTEPS
-from sb3_cpo.env_facts import check_finite, episode_length, name_env, notice_resets
+from sb3_cpo.env_facts import check_finite, episode_length, is_wrapped, name_env, notice_resets
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
 from sb3_cpo.monitor import CostMonitor
@@ -79,7 +79,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         self._shared_statistics = distributed.join(self)
         if distributed.rank() > 0:
             callback, progress_bar = None, False
-        if self.cost_limits.keys and all(self.env.env_is_wrapped(CostMonitor)):
+        if self.cost_limits.keys and is_wrapped(self.env, CostMonitor):
             self.env.env_method("watch_costs", self.cost_limits.keys)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
@@ -148,16 +148,20 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         self.num_timesteps += (distributed.world_size() - 1) * len(dones)
         for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
             check_finite(what, values, step["env"], self.num_timesteps)
+        # Some VecEnvs have nothing to say in most steps, not even one empty dictionary per environment
+        infos = infos or [{} for _ in range(buffer.n_envs)]
         costs, lengths = self._read_costs(infos), {}
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
-            if "episode" in info:
+            if info.get("episode") is not None:
                 self.ledger.returns.append(float(info["episode"]["r"]))
                 lengths[index] = info["episode"]["l"]
             terminal_obs = info.get("terminal_observation")
             check_finite("terminal observation", terminal_obs, step["env"], self.num_timesteps, index)
             # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
-            if self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False):
+            is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False)
+            # As SB3 for the reward: where nobody tells the last observation, nothing is bootstrapped
+            if is_bootstrapped and terminal_obs is not None:
                 buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
         buffer.add_step_info(costs, dones, lengths)
         super()._update_info_buffer(infos, dones)
