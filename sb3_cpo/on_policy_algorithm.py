@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,6 +22,7 @@ from sb3_cpo.defaults import TOTAL_TIMESTEPS
 from sb3_cpo.env_facts import check_finite, episode_length, name_env, notice_resets
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
+from sb3_cpo.mistakes import explain_step, warn_of_negative_limits
 from sb3_cpo.monitor import CostMonitor
 from sb3_cpo.policies import CostActorCriticPolicy
 
@@ -100,10 +102,12 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
-        except BaseException:
+        except BaseException as error:
             # Interrupted: if `learn` is called again, the episodes in progress go on
             if not rollout_buffer.full:
                 self._count_stopped_rollout()
+            if isinstance(error, ValueError | gym.error.Error):
+                explain_step(error)
             raise
         finally:
             # They hold the user's callback, its locals and this model
@@ -201,6 +205,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 "steps: the mean cost of so few says little, and how it changes with the policy less. Raise n_steps "
                 f"(now {self.n_steps})"
             )
+        if is_known and before is None:
+            warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits.names)
         ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches
