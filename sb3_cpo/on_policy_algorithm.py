@@ -239,7 +239,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             self.ledger.predicted_change = None
             raise
         self._n_updates += 1
-        self._record({**row, "train/n_updates": self._n_updates})
+        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        self._record({**row, "train/n_updates": self._n_updates, "train/learning_rate": learning_rate})
 
     def _rollout(self) -> Rollout:
         # As in the rollout (this affects batch norm / dropout): the policy that acted is the one that is changed
@@ -265,7 +266,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     # ---------------------------------------------------------------- logs
 
     def _record(self, row: Row) -> None:
-        log_keys.record(self.logger, row, self.cost_limits.names)
+        log_keys.record(self.logger, row, self.cost_limits.names, shows_all=self.verbose >= 2)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write log."""
