@@ -32,7 +32,8 @@ def read_costs(cost: Any) -> dict[str, Any]:
         raise ValueError("the cost of a step is an empty mapping: it needs a key for each constraint")
     for key, value in costs.items():
         try:
-            array = np.asarray(value)
+            # Simulators that compute on a GPU give tensors
+            array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
         except (TypeError, ValueError, RuntimeError) as error:  # what torch raises, and numpy for ragged lists
             raise TypeError(f"the cost {key!r} is no number: {value!r} ({error})") from error
         if array.dtype.kind not in "fiub" or array.ndim > 1 or array.size == 0:

@@ -2,14 +2,16 @@
 
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from safe_envs import GymnasiumVecEnv
 from sb3_cpo import critics
 from sb3_cpo.arguments import OtherModel, check_arguments, check_classes, check_whole_numbers
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
@@ -163,7 +165,9 @@ class CostModel(OnPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``."""
+        """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``; gymnasium's vectorised environments, too."""
+        if isinstance(env, gym.vector.VectorEnv):
+            env = VecMonitor(GymnasiumVecEnv(env))
         check_env(env)
         env = with_cost_monitor(env, verbose) if monitor_wrapper else env
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)

@@ -110,13 +110,24 @@ def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n
         index = next(index for index, info in enumerate(infos) if key not in info)
         raise MissingCost(key, sorted(map(str, infos[index])), index) from None
     try:
-        costs = np.asarray(values, dtype=np.float64).reshape(len(infos), n_costs)
+        try:
+            array = np.asarray(values, dtype=np.float64)
+        except TypeError:  # tensors of a GPU; as they are rare, they have not been looked for
+            array = np.asarray(_on_the_cpu(values), dtype=np.float64)
+        costs = array.reshape(len(infos), n_costs)
     except (TypeError, ValueError, RuntimeError):
         # RuntimeError: what torch raises for a tensor that requires grad
         _raise_wrong_cost(infos, keys, n_costs)
     if not (np.abs(costs) <= LARGEST_COST).all():
         _raise_wrong_cost(infos, keys, n_costs)
     return costs
+
+
+def _on_the_cpu(values: Any) -> Any:
+    """Tensors of simulators that compute on a GPU, in (lists of) lists."""
+    if isinstance(values, list):
+        return [_on_the_cpu(value) for value in values]
+    return values.cpu() if hasattr(values, "cpu") else values
 
 
 def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> None:

@@ -226,7 +226,7 @@ def record(logger: Logger, row: Mapping[str, Any], names: Sequence[str] = (), sh
     :param shows_all: in the table, too
     """
     for key, value in row.items():
-        excluded = () if shows_all or key not in NOT_IN_TABLES else TABLES
+        excluded: tuple[str, ...] = () if shows_all or key not in NOT_IN_TABLES else TABLES
         if key in NOT_IN_TENSORBOARD:
             excluded += ("tensorboard",)
         if np.ndim(value) == 0:

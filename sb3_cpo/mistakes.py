@@ -143,11 +143,6 @@ def check_env(env: Any) -> None:
     """
     if isinstance(env, gym.Env | VecEnv):
         return
-    if isinstance(env, gym.vector.VectorEnv):
-        raise TypeError(
-            "the environment is a VectorEnv of gymnasium; SB3 has vectorised environments of its own: "
-            'sb3_cpo.make_vec_env("MyEnv-v0", n_envs=8)'
-        )
     if isinstance(env, str):
         raise TypeError(f"the environment is the string {env!r}: make it first, gym.make({env!r})")
     if isinstance(env, list | tuple):
