@@ -24,8 +24,9 @@ COPIES_ROLLOUT, MIN_COPIES, MAX_COPIES = 20_000, 20, 100
 N_MINIBATCHES = 40
 # States that are enough for the Fisher matrix
 FISHER_STATES = 5_000
-# Bound on the KL divergence per action dimension
-KL_PER_DIMENSION = 0.01
+# Bound on the KL divergence and damping of its curvature, per action dimension: what 0.01 and 0.1 are in packages that
+# average the divergence over dimensions
+KL_PER_DIMENSION, DAMPING_PER_DIMENSION = 0.01, 0.1
 
 
 def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
@@ -98,5 +99,6 @@ def fill_in(arguments: dict[str, Any], n_envs: int | None, max_episode_steps: in
             arguments["batch_size"] = default_batch_size(rollout_size)
         if "fisher_sub_sampling_factor" in arguments and arguments["fisher_sub_sampling_factor"] is None:
             arguments["fisher_sub_sampling_factor"] = default_fisher_sub_sampling_factor(rollout_size)
-    if "target_kl" in arguments and arguments["target_kl"] is None:
-        arguments["target_kl"] = KL_PER_DIMENSION * n_action_dimensions(action_space)
+    for name, per_dimension in (("target_kl", KL_PER_DIMENSION), ("cg_damping", DAMPING_PER_DIMENSION)):
+        if name in arguments and arguments[name] is None:
+            arguments[name] = per_dimension * n_action_dimensions(action_space)

@@ -45,7 +45,7 @@ class PDO(TrustRegionAlgorithm):
     :param gamma: Discount factor of the reward
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
         for computing the Hessian vector product
-    :param cg_damping: damping in the Hessian vector product computation
+    :param cg_damping: damping in the Hessian vector product computation. None: 0.1 per action dimension, like ``target_kl``
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
         (i.e., ``theta_new = theta + alpha^i * step``)
     :param line_search_max_iter: maximum number of iteration
@@ -98,7 +98,7 @@ class PDO(TrustRegionAlgorithm):
         batch_size: int | None = None,
         gamma: float = 0.99,
         cg_max_steps: int = 10,
-        cg_damping: float = 0.1,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         n_critic_updates: int = 10,
