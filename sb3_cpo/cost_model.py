@@ -2,16 +2,18 @@
 
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from safe_envs import GymnasiumVecEnv
 from sb3_cpo import critics, distributed
-from sb3_cpo.arguments import check_arguments, check_classes
+from sb3_cpo.arguments import OtherModel, check_arguments, check_classes, check_whole_numbers
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
 from sb3_cpo.cost_ledger import CostLedger, SafetyRecord
 from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
@@ -20,6 +22,7 @@ from sb3_cpo.cost_signal import CostSignal
 from sb3_cpo.defaults import default_env, fill_in
 from sb3_cpo.env_facts import max_episode_steps, registered_cost_limit
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
+from sb3_cpo.mistakes import check_dictionaries, check_env, check_policy
 from sb3_cpo.monitor import with_cost_monitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy, parameters_that_fit
 
@@ -76,6 +79,7 @@ class CostModel(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
+        check_policy(policy, self.policy_aliases)
         super().__init__(
             policy,
             default_env(env, kwargs.get("verbose", 0)),
@@ -110,6 +114,9 @@ class CostModel(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         n_steps_limit = None if self.env is None or self.n_steps is not None else max_episode_steps(self.env)
+        check_whole_numbers(vars(self))
+        if self.policy_class is MultiInputPolicy and "features_extractor_class" not in self.policy_kwargs:
+            check_dictionaries(self.observation_space)
         n_copies = None if self.env is None else self.env.num_envs * distributed.world_size()
         fill_in(vars(self), n_copies, n_steps_limit, self.action_space)
         check_arguments(vars(self), n_copies)
@@ -122,7 +129,8 @@ class CostModel(OnPolicyAlgorithm):
         self.cost_limits = self._parse_cost_limit(self.cost_limit)
         ledger = self.__dict__.get("ledger")
         if ledger is not None and self.has_cost_critic and ledger.n_costs != self.n_costs:
-            raise ValueError(f"cost_limit has {self.n_costs} entries, but this model was trained with {ledger.n_costs}")
+            error_class = ValueError if ledger.n_costs else OtherModel
+            raise error_class(f"cost_limit has {self.n_costs} entries, but this model was trained with {ledger.n_costs}")
         if ledger is None or not ledger.counts(self.cost_limits.keys, self.n_costs):
             self._forget_costs()
         self._cost_signal = CostSignal(self.cost_limits.keys, self.n_costs, self.missing_cost)
@@ -162,7 +170,10 @@ class CostModel(OnPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``."""
+        """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``; gymnasium's vectorised environments, too."""
+        if isinstance(env, gym.vector.VectorEnv):
+            env = VecMonitor(GymnasiumVecEnv(env))
+        check_env(env)
         env = with_cost_monitor(env, verbose) if monitor_wrapper else env
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
@@ -192,12 +203,27 @@ class CostModel(OnPolicyAlgorithm):
             weights: Any = load_path_or_dict.get("policy", {})
             if normalizer is not None and weights and not any("observation_normalizer" in name for name in weights):
                 normalizer.is_frozen.fill_(True)
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except RuntimeError as error:
+            # torch's list of them all, and SB3's option that is for this
+            if exact_match and "key(s) in state_dict" in str(error) and "size mismatch" not in str(error):
+                raise RuntimeError(f"{error}\nTo take over the parameters that both have, pass exact_match=False") from error
+            raise
 
     @classmethod
     def load(cls: type[SelfCostModel], path: Any, *args: Any, **kwargs: Any) -> SelfCostModel:
         """SB3's. ``cost_limit`` may name other costs than those of training: what was learned of these is then forgotten."""
-        model = super().load(path, *args, **kwargs)
+        try:
+            model = super().load(path, *args, **kwargs)
+        except (OtherModel, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "key(s) in state_dict" not in str(error):
+                raise
+            raise ValueError(
+                f"{path} does not hold a model of {cls.__name__}. If it is another algorithm's, PPO's or TRPO's for instance, "
+                f"begin with its actor and reward critic: model = {cls.__name__}(...), then "
+                f"model.set_parameters({path!r}, exact_match=False). ({error})"
+            ) from error
         if model.has_cost_critic and model.n_costs > 0 and "cost_limit" in kwargs and model.safety.n_updates == 0:
             model.policy.reset_cost_critic()  # type: ignore[operator]
         return model

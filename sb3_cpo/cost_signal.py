@@ -1,6 +1,7 @@
 """Reading the costs of a step from ``info``: one reader for training, evaluation and the monitor."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,10 +28,28 @@ class MissingCost(KeyError):
 
     def __str__(self) -> str:
         # KeyError would print the message in quotes
+        return f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. {self._advice()}"
+
+    def _advice(self) -> str:
+        named = [key for key in self.found if key.startswith("cost_")]
+        # Of most names, the first word is the same
+        endings = {key.removeprefix("cost_"): key for key in self.found}
+        close = get_close_matches(self.key.removeprefix("cost_"), endings, n=1)
+        if self.key == "cost" and named:
+            mapping = ", ".join(f"{key!r}: limit" for key in named)
+            return (
+                f"The costs of this environment have names: write a limit for each that is limited, cost_limit={{{mapping}}} "
+                f"(in an evaluation: cost_keys={named})"
+            )
+        if self.key != "cost" and not named and "cost" in self.found:
+            return "The cost of this environment is info['cost']: write its limit as a number, cost_limit=..."
+        if self.key != "cost" and close:
+            key = endings[close[0]]
+            return f"Did you mean {key!r}? The keys of cost_limit are those of info, as in cost_limit={{{key!r}: limit}}"
         return (
-            f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. Costs reach the algorithm as "
-            f"info[{self.key!r}]: wrap the environment in safe_envs.CostWrapper, name the right key with "
-            "cost_limit={key: limit} (in an evaluation: cost_keys), or pass missing_cost='zero' if a missing cost means 0"
+            f"Costs reach the algorithm as info[{self.key!r}]: wrap the environment in safe_envs.CostWrapper, name the right "
+            "key with cost_limit={key: limit} (in an evaluation: cost_keys), or pass missing_cost='zero' if a missing cost "
+            "means 0"
         )
 
 

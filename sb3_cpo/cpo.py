@@ -16,6 +16,7 @@ from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.critics import CriticBatch
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
+from sb3_cpo.mistakes import names_mistakes
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region import TrustRegionStep
 from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
@@ -100,6 +101,7 @@ class CPO(TrustRegionAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
+    @names_mistakes
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],

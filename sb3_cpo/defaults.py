@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_cpo import distributed
+from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.monitor import make_vec_env
 
 TOTAL_TIMESTEPS = 1_000_000
@@ -41,17 +42,19 @@ def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
         return env
     try:
         # One first: an environment that BatchVecEnv refuses is not made a hundred times to learn that
-        make_vec_env(env, vec_env_cls=BatchVecEnv).close()
+        one = make_vec_env(env, vec_env_cls=BatchVecEnv)
     except (gym.error.Error, TypeError):
         # SB3 makes it, or says what is wrong with it
         return env
-    max_episode_steps = gym.spec(env).max_episode_steps or COPIES_ROLLOUT
-    n_envs = int(np.clip(COPIES_ROLLOUT // max_episode_steps, MIN_COPIES, MAX_COPIES))
+    n_steps = max_episode_steps(one) or COPIES_ROLLOUT
+    env_id: str = one.get_attr("spec")[0].id  # with its version
+    one.close()
+    n_envs = int(np.clip(COPIES_ROLLOUT // n_steps, MIN_COPIES, MAX_COPIES))
     # On several processes: a part each
     n_envs = max(n_envs // distributed.world_size(), 1)
     if verbose >= 1:
-        print(f"Stepping {n_envs} copies of {env} at once (pass an environment to choose their number)")
-    return make_vec_env(env, n_envs=n_envs, vec_env_cls=BatchVecEnv)
+        print(f"Stepping {n_envs} copies of {env_id} at once (pass an environment to choose their number)")
+    return make_vec_env(env_id, n_envs=n_envs, vec_env_cls=BatchVecEnv)
 
 
 def default_n_steps(n_envs: int, max_episode_steps: int | None) -> int:

@@ -31,7 +31,7 @@ def _attribute(env: VecEnv, name: str) -> Any:
     # SB3 allows a number and a list of numbers as indices, adapters often only one of them, or none
     for indices in ({"indices": 0}, {"indices": [0]}, {}):
         try:
-            return env.get_attr(name, **indices)[0]  # type: ignore[arg-type]
+            return env.get_attr(name, **indices)[0]
         except Exception:
             continue
     return None

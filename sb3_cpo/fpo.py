@@ -11,6 +11,7 @@ from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.episode_costs import CostEstimator, mean_cost
+from sb3_cpo.mistakes import names_mistakes
 from sb3_cpo.pdo import PDO
 
 
@@ -70,6 +71,7 @@ class FPO(PDO):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
+    @names_mistakes
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],

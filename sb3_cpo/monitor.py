@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_cpo.cost_limits import MAX_COSTS
+from sb3_cpo.mistakes import explain_reset, explain_step
 
 
 class CostMonitor(Monitor[ObsType, ActType]):
@@ -68,13 +69,21 @@ class CostMonitor(Monitor[ObsType, ActType]):
 
     def reset(self, **kwargs: Any) -> tuple[ObsType, dict[str, Any]]:
         self.episode_costs = {}
-        return super().reset(**kwargs)
+        try:
+            return super().reset(**kwargs)
+        except TypeError as error:
+            explain_reset(error)
+            raise
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
         # The row waits for the costs
         writer, self.results_writer = self.results_writer, None
         try:
             observation, reward, terminated, truncated, info = super().step(action)
+        except (ValueError, gym.error.Error) as error:
+            # Here too, since a worker of SubprocVecEnv says nothing to the process that it works for
+            explain_step(error)
+            raise
         finally:
             self.results_writer = writer
         costs = self._costs(info)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -22,6 +23,7 @@ from sb3_cpo.defaults import TOTAL_TIMESTEPS
 from sb3_cpo.env_facts import check_finite, episode_length, is_wrapped, name_env, notice_resets
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
+from sb3_cpo.mistakes import explain_step, warn_of_negative_limits
 from sb3_cpo.monitor import CostMonitor
 from sb3_cpo.policies import CostActorCriticPolicy
 
@@ -106,11 +108,13 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
             is_complete = is_complete and not self._is_stopped_elsewhere
-        except BaseException:
+        except BaseException as error:
             # Interrupted: if `learn` is called again, the episodes in progress go on. One of several processes is lost to the
             # others
             if not rollout_buffer.full and distributed.world_size() == 1:
                 self._count_stopped_rollout()
+            if isinstance(error, ValueError | gym.error.Error):
+                explain_step(error)
             raise
         finally:
             # They hold the user's callback, its locals and this model
@@ -221,6 +225,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 "steps: the mean cost of so few says little, and how it changes with the policy less. Raise n_steps "
                 f"(now {self.n_steps})"
             )
+        if is_known and before is None:
+            warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits.names)
         ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches
@@ -257,7 +263,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             self.ledger.predicted_change = None
             raise
         self._n_updates += 1
-        self._record({**row, "train/n_updates": self._n_updates})
+        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        self._record({**row, "train/n_updates": self._n_updates, "train/learning_rate": learning_rate})
 
     def _rollout(self) -> Rollout:
         # As in the rollout (this affects batch norm / dropout): the policy that acted is the one that is changed
@@ -307,7 +314,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     # ---------------------------------------------------------------- logs
 
     def _record(self, row: Row) -> None:
-        log_keys.record(self.logger, row, self.cost_limits.names)
+        log_keys.record(self.logger, row, self.cost_limits.names, shows_all=self.verbose >= 2)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write log."""

@@ -14,6 +14,7 @@ from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.episode_costs import CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
+from sb3_cpo.mistakes import names_mistakes
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region_algorithm import TrustRegionAlgorithm
 
@@ -85,6 +86,7 @@ class PDO(TrustRegionAlgorithm):
     penalty: np.ndarray
     """(n_costs,) present weights of the costs."""
 
+    @names_mistakes
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from safe_envs.mujoco.task import BatchedTask, Episode
+from safe_envs.wrappers import MissingKey
 
 # rl_zoo3 replaces gymnasium's class by a subclass when it is imported
 _TimeLimit: type[TimeLimit] = next(base for base in TimeLimit.__mro__ if base.__name__ == "TimeLimit")
@@ -206,7 +207,7 @@ class BatchVecEnv(VecEnv):
             keys += [key for key in getattr(monitor, "cost_keys", None) or () if key not in keys]
         for key in keys:
             if key not in columns:
-                raise KeyError(f"a monitor sums {key!r}, but the infos of {self.envs[0]} hold {', '.join(columns)}")
+                raise MissingKey(f"a monitor sums {key!r}, but the infos of {self.envs[0]} hold {', '.join(columns)}")
         return keys
 
     def _end(self, rows: np.ndarray, infos: list[dict[str, Any]], observations: np.ndarray, is_truncated: list[bool]) -> None:

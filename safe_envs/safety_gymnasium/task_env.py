@@ -74,7 +74,7 @@ class SafetyTaskEnv(gym.Env[np.ndarray, np.ndarray], gym.utils.EzPickle):
         observation, reward, cost, terminated, truncated, info = self.builder.step(action)
         return observation, float(reward), terminated, truncated, {**self._no_costs, **info, "cost": float(cost)}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         return self.builder.render()
 
     def close(self) -> None:
