@@ -6,6 +6,7 @@ from sb3_cpo.callbacks import (
     CostProgressBarCallback,
     StopTrainingOnViolation,
 )
+from sb3_cpo.checkpoints import TrainingCheckpoint, find_checkpoint
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cpo import CPO
 from sb3_cpo.evaluation import evaluate_policy
@@ -27,7 +28,9 @@ __all__ = [
     "CostProgressBarCallback",
     "FailurePredictor",
     "StopTrainingOnViolation",
+    "TrainingCheckpoint",
     "VideoRecorderCallback",
     "evaluate_policy",
+    "find_checkpoint",
     "make_vec_env",
 ]

@@ -214,6 +214,12 @@ class CPO(TrustRegionAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_recent"]
 
+    def _training_attributes(self) -> dict[str, Any]:
+        # The next update takes no more of them
+        n_needed = self.n_cost_rollouts - 1
+        recent = list(self._recent)[-n_needed:] if n_needed > 0 else []
+        return super()._training_attributes() | {"_recent": deque(recent, maxlen=self.n_cost_rollouts)}
+
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
         violation = self._believed_cost(rollout.cost) - rollout.limit

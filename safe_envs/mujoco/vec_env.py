@@ -14,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from safe_envs.mujoco import vec_env_state
 from safe_envs.mujoco.task import BatchedTask, Episode
 
 # rl_zoo3 replaces gymnasium's class by a subclass when it is imported
@@ -241,6 +242,14 @@ class BatchVecEnv(VecEnv):
     def close(self) -> None:
         for env in self.envs:
             env.close()
+
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, for checkpoints of a training."""
+        return vec_env_state.get_state(self)
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        vec_env_state.set_state(self, state)
 
     # Looking into the copies
 
