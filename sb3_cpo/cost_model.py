@@ -177,7 +177,14 @@ class CostModel(OnPolicyAlgorithm):
         super()._maybe_recommend_cpu(mlp_class_name)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "cost_limits", "_cost_signal", "_rollout_callback", "_resumption", "_checkpoints"]
+        return [
+            *super()._excluded_save_params(),
+            "cost_limits",
+            "_cost_signal",
+            "_rollout_callback",
+            "_resumption",
+            "_checkpoints",
+        ]
 
     def _training_attributes(self) -> dict[str, Any]:
         """What ``save`` leaves out, and a training checkpoint does not."""

@@ -90,7 +90,7 @@ class TrainingCheckpoint(BaseCallback):
     def _init_callback(self) -> None:
         if not hasattr(self.model, "_training_attributes"):
             raise TypeError(
-                f"TrainingCheckpoint saves the algorithms of sb3_cpo, not {type(self.model).__name__}: use SB3's CheckpointCallback"
+                f"TrainingCheckpoint saves the algorithms of sb3_cpo, not {type(self.model).__name__}: use CheckpointCallback"
             )
 
     def get_checkpoint_state(self) -> dict[str, Any]:

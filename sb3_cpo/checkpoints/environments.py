@@ -104,7 +104,7 @@ def _is_in(env: gym.Env, found: list[gym.Env]) -> bool:
     return any(env is other for other in found)
 
 
-def _capture_inside(vec_env: VecEnv, layers: list[gym.Env]) -> Any:
+def _capture_inside(vec_env: Any, layers: list[gym.Env]) -> Any:
     if hasattr(type(vec_env), "get_checkpoint_state"):
         try:
             return snapshot.capture(_around(vec_env), _OF_PLACE), cloudpickle.dumps(vec_env.get_checkpoint_state())
@@ -182,9 +182,7 @@ def _capture_workers(vec_env: SubprocVecEnv) -> list[bytes]:
 def _restore_workers(vec_env: SubprocVecEnv, contents: list[bytes]) -> bool:
     if not vec_env.has_attr("restore_layers"):
         return False
-    problems = [
-        vec_env.env_method("restore_layers", content, indices=index)[0] for index, content in enumerate(contents)
-    ]
+    problems = [vec_env.env_method("restore_layers", content, indices=index)[0] for index, content in enumerate(contents)]
     if any(problems):
         raise ValueError(f"the environments of the checkpoint are others: {next(filter(None, problems))}")
     return True

@@ -118,7 +118,8 @@ def list_checkpoints(folder: str | Path, name_prefix: str | None = None) -> list
 
 def find_checkpoint(folder: str | Path, name_prefix: str | None = None) -> Checkpoint | None:
     """
-    The newest checkpoint that really can be read; a warning names those that cannot. It is unpickled: only read what you trust.
+    The newest checkpoint that really can be read; a warning names those that cannot. It is unpickled: only read what you
+    trust.
 
     :param folder: of the checkpoints, or the file of one
     :param name_prefix: only those whose name begins with it
@@ -134,8 +135,8 @@ def find_checkpoint(folder: str | Path, name_prefix: str | None = None) -> Check
         except (ValueError, FileNotFoundError) as error:
             errors.append(ValueError(str(error)))
             continue
-        for error in errors:
-            warnings.warn(f"{error}. Going on from the one before, {path.name}")
+        for unreadable in errors:
+            warnings.warn(f"{unreadable}. Going on from the one before, {path.name}")
         return checkpoint
     if errors:
         raise errors[0]

@@ -56,7 +56,7 @@ def _name(output: KVWriter) -> str:
 
 def _file(output: KVWriter) -> TextIO | None:
     """The file of progress.csv, progress.json, log.txt; None: it writes none, or to the screen."""
-    file = getattr(output, "file", None)
+    file: Any = getattr(output, "file", None)
     is_own = getattr(output, "own_file", True)
     return file if is_own and isinstance(getattr(file, "name", None), str) and os.path.isfile(file.name) else None
 

@@ -1,10 +1,10 @@
 """
-The state of live objects: their attributes, pickled together, so that what they share stays shared, and put back into others of
-the same kind.
+The state of live objects: their attributes, pickled together, so that what they share stays shared, and put back into others
+of the same kind.
 
 What a new process makes by itself is no state and stays as it is: functions and classes, models of MuJoCo and windows, specs,
-open files, and the objects themselves where they refer to one another. Of spaces only the random generators are state, of MuJoCo's
-``MjData`` all numbers, of the files that SB3 writes the content.
+open files, and the objects themselves where they refer to one another. Of spaces only the random generators are state, of
+MuJoCo's ``MjData`` all numbers, of the files that SB3 writes the content.
 """
 
 import io
@@ -58,8 +58,9 @@ class _Pickler(cloudpickle.Pickler):
     def persistent_id(self, obj: Any) -> Reference | None:
         # A script's own classes: those of the script that resumes
         if isinstance(obj, type | types.FunctionType) and obj.__module__ == "__main__":
-            if getattr(sys.modules["__main__"], obj.__qualname__, None) is obj:
-                return "__main__", obj.__qualname__
+            name: str = obj.__qualname__  # type: ignore[union-attr]
+            if getattr(sys.modules["__main__"], name, None) is obj:
+                return "__main__", name
         return self._references.get(id(obj))
 
 
