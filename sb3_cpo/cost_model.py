@@ -1,8 +1,8 @@
 """SB3's model for problems with costs: its arguments and attributes, saving and loading."""
 
 import io
-import pickle
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -197,16 +197,8 @@ class CostModel(OnPolicyAlgorithm):
         SB3's. The file is written whole or not at all: if that fails, the one from before stays as it was. The statistics of
         ``VecNormalize`` are in it, see :func:`~sb3_cpo.checkpoints.load_vec_normalize`.
         """
-        model_file = io.BytesIO()
-        super().save(model_file, exclude, include)
-        vec_normalize = self.get_vec_normalize_env()
-        if vec_normalize is not None:
-            files.add_entries(model_file, {files.VEC_NORMALIZE: pickle.dumps(vec_normalize)})
-        if not isinstance(path, str | Path):
-            path.write(model_file.getvalue())
-        else:
-            # As SB3 does it
-            files.write_atomically(path if Path(path).suffix else f"{path}.zip", model_file.getvalue())
+        save = partial(super().save, exclude=exclude, include=include)
+        files.save_model(save, self.get_vec_normalize_env(), path)
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"

@@ -13,12 +13,12 @@ if sys.platform == "linux" and "DISPLAY" not in os.environ and "WAYLAND_DISPLAY"
 import numpy as np
 import yaml
 from rl_zoo3.utils import ALGOS, StoreDict, get_model_path, get_saved_hyperparams
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo import make_vec_env
 from sb3_cpo.videos import record_episodes, render_fps, write_video
 from sb3_cpo.zoo.experiment_manager import HYPERPARAMS
-from sb3_cpo.zoo.runs import create_test_env, statistics_of
+from sb3_cpo.zoo.runs import create_test_env, load_statistics
 
 DESCRIPTION = """\
 Record a video of a trained agent, and print what its episodes earned and what they cost.
@@ -67,10 +67,9 @@ def open_model(options: argparse.Namespace) -> tuple[str, VecEnv, Path]:
     """The same for a model that is not the zoo's."""
     path = Path(options.model)
     env = make_vec_env(options.env, seed=options.seed, env_kwargs={**(options.env_kwargs or {}), "render_mode": "rgb_array"})
-    statistics = statistics_of(options.model, options.env)
-    if statistics is not None:
-        env = VecNormalize.load(str(statistics), env)
-        env.training = env.norm_reward = False
+    normalized = load_statistics(options.model, options.env, env)
+    if normalized is not None:
+        env, normalized.training, normalized.norm_reward = normalized, False, False
     return str(path), env, path.with_suffix(".mp4")
 
 

@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,28 @@ def add_entries(model_file: io.BytesIO, entries: Mapping[str, bytes]) -> None:
     with zipfile.ZipFile(model_file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
+
+
+def save_model(
+    save: Callable[[io.BytesIO], None], vec_normalize: VecNormalize | None, path: str | Path | io.BufferedIOBase
+) -> None:
+    """
+    Save a model and the statistics of ``VecNormalize`` in one file, whole or not at all.
+
+    :param save: SB3's method of the model
+    :param path: the ending is ``.zip`` where there is none; an open file is written to
+    :raises OSError: the file could not be written; the one from before is as it was
+    """
+    model_file = io.BytesIO()
+    save(model_file)
+    with zipfile.ZipFile(model_file) as archive:
+        has_statistics = VEC_NORMALIZE in archive.namelist()
+    if vec_normalize is not None and not has_statistics:
+        add_entries(model_file, {VEC_NORMALIZE: pickle.dumps(vec_normalize)})
+    if isinstance(path, str | Path):
+        write_atomically(path if Path(path).suffix else f"{path}.zip", model_file.getvalue())
+    else:
+        path.write(model_file.getvalue())
 
 
 class Checkpoint(NamedTuple):
@@ -150,9 +172,7 @@ def load_vec_normalize(path: str | Path, venv: VecEnv) -> VecNormalize | None:
 
     :return: None: the model was trained without
     """
-    path = Path(path)
-    if not path.exists() and path.suffix == "":
-        path = path.with_suffix(".zip")
+    path = Path(path if Path(path).suffix else f"{path}.zip")
     with zipfile.ZipFile(path) as archive:
         if VEC_NORMALIZE not in archive.namelist():
             return None

@@ -1,10 +1,14 @@
 """One monitor file per run, however many copies of the environment it has."""
 
 import time
+import warnings
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+
+from sb3_cpo.checkpoints.logs import cut_file
 
 
 class EpisodeWriter(BaseCallback):
@@ -22,6 +26,11 @@ class EpisodeWriter(BaseCallback):
         self.folder, self.env_id = folder, env_id
         self.start_time = time.time()
         self.writer: ResultsWriter | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        return Path(self.folder) / Monitor.EXT
 
     def _on_step(self) -> bool:
         for info in self.locals.get("infos", ()):
@@ -42,3 +51,23 @@ class EpisodeWriter(BaseCallback):
     def _on_training_end(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        """How far the file is."""
+        state = {"n_calls": self.n_calls, "num_timesteps": self.num_timesteps, "start_time": self.start_time}
+        if self.writer is None:
+            return {"attributes": state, "size": None, "columns": ()}
+        size, columns = self.path.stat().st_size, tuple(self.writer.logger.fieldnames)
+        return {"attributes": state, "size": size, "columns": columns}
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on there; what was written since is taken back."""
+        vars(self).update(state["attributes"])
+        if state["size"] is None:
+            return
+        if not cut_file(self.path, state["size"]):
+            warnings.warn(f"{self.path} has lost episodes that were played before the checkpoint")
+        # The first three are SB3's own
+        is_new = not self.path.exists()
+        header: dict[str, float | str] = {"t_start": self.start_time, "env_id": self.env_id}
+        self.writer = ResultsWriter(self.folder, header, state["columns"][3:], override_existing=is_new)
