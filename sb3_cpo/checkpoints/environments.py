@@ -70,6 +70,8 @@ def restore(env: VecEnv, state: EnvState) -> bool:
     snapshot.restore(state.wrappers, wrappers, {"vec_env": vec_env})
     if state.inside is not None and _restore_inside(vec_env, layers, state.inside):
         return True
+    # Seeds that wait for the reset would bring the episodes of the beginning again
+    vec_env._reset_seeds()
     for (index, name), generator in state.generators.items():
         setattr(layers[index], name, generator)
     return False

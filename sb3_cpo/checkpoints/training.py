@@ -6,6 +6,7 @@ import random
 import time
 import uuid
 import warnings
+import zlib
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,9 @@ class Resumption:
         self.has_env_state = environments.restore(model.env, state["env"])
         if not self.has_env_state:
             model._last_obs = None
+            if not state["env"].generators:
+                # Those of other processes are not known: the same ones whenever it is resumed, and not those of the beginning
+                model.env.seed(zlib.crc32(state["generators"]["torch"].numpy().tobytes()))
             warnings.warn(
                 f"the state of the environment is not in the checkpoint ({state['env'].problem}): training goes on with a "
                 "reset, so that it will not be exactly the one that was interrupted"

@@ -179,8 +179,8 @@ class ConstrainedExperimentManager(ExperimentManager):
                 env.training = env.norm_reward = False
         elif self.normalize:
             raise ValueError(
-                f"no statistics of VecNormalize lie in {self.trained_agent} or beside it: with fresh ones, this policy would see "
-                "other observations than it has learned from. Checkpoints (--save-freq) bring theirs along; for a model that was "
+                f"no statistics of VecNormalize lie in {self.trained_agent} or beside it: with fresh ones, this policy would "
+                "see other observations than it has learned from. Checkpoints bring theirs along; for a model that was "
                 "trained without VecNormalize: -params normalize:False"
             )
         return env
