@@ -100,6 +100,8 @@ class CPO(TrustRegionAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
+    changed_by_update = ("margin", "filtered_cost", "_recent", "_watchdog")
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],

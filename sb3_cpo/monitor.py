@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from safe_envs.mujoco.vec_env import write_row
 from sb3_cpo.checkpoints import environments
 from sb3_cpo.cost_limits import MAX_COSTS
 
@@ -95,8 +96,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
             sums = {key: cost if key in self._mentioned else np.nan for key, cost in self.episode_costs.items()}
             info["episode"].update({key: round(cost, 6) for key, cost in sums.items()})
             if self.results_writer is not None:
-                header = self.results_writer.logger.fieldnames
-                self.results_writer.write_row({key: value for key, value in info["episode"].items() if key in header})
+                write_row(self.results_writer, info["episode"])
         return observation, reward, terminated, truncated, info
 
     def capture_layers(self) -> tuple[str, bytes | None, str | None]:

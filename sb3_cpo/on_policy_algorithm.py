@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from copy import copy
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -58,6 +59,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     Arguments: see :class:`~sb3_cpo.cost_model.CostModel`.
     """
 
+    changed_by_update: ClassVar[tuple[str, ...]] = ()
+    """Attributes beside the policy that an update changes, and that are put back if it fails."""
     _checkpoints: Sequence[TrainingCheckpoint] = ()
     """Those among the callbacks of this ``learn``."""
     _log_interval: int = 1
@@ -247,6 +250,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """Update policy and critics using the currently gathered rollout buffer: all of them, or none if it fails."""
         self._update_learning_rate(self.policy.optimizer)
         put_back = critics.snapshot(self.policy)
+        before = {name: copy(vars(self)[name]) for name in self.changed_by_update}
         try:
             rollout = self._rollout()
             row = self._update_policy(rollout) | self._fit_critics(rollout)
@@ -254,6 +258,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())
         except BaseException:
             put_back()
+            vars(self).update(before)
             # Nothing is to be expected of an update that did not happen
             self.ledger.predicted_change = None
             raise
@@ -295,7 +300,11 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 return
         limit = self.current_cost_limit if self.cost_limits.is_limited else None
         self._record(log_keys.of_ledger(self.ledger, limit, self.cost_shaping is not None))
-        super().dump_logs(iteration)
+        try:
+            super().dump_logs(iteration)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(error.errno, f"the log could not be written at step {self.num_timesteps}: {reason}") from error
 
     def learn(
         self: SelfConstrainedOnPolicyAlgorithm,

@@ -85,6 +85,8 @@ class PDO(TrustRegionAlgorithm):
     penalty: np.ndarray
     """(n_costs,) present weights of the costs."""
 
+    changed_by_update = ("penalty",)
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],

@@ -327,6 +327,14 @@ class BatchVecEnv(VecEnv):
 
 
 def write_row(writer: ResultsWriter, episode: dict[str, Any]) -> None:
-    """Write an episode into a monitor.csv; the columns that the file does not have are left out."""
+    """
+    Write an episode into a monitor.csv; the columns that the file does not have are left out.
+
+    :raises OSError: the disk is full, ...; the message names the file
+    """
     columns = writer.logger.fieldnames
-    writer.write_row({key: value for key, value in episode.items() if key in columns})
+    try:
+        writer.write_row({key: value for key, value in episode.items() if key in columns})
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(error.errno, f"{writer.file_handler.name} could not be written: {reason}") from error

@@ -130,9 +130,11 @@ def _rewrite(file: Any, text: str) -> None:
     file.flush()
 
 
-def cut_file(path: Path, size: int) -> bool:
-    """Take back what was written after a checkpoint; False: the file has lost some of what was written before it."""
-    if not path.is_file() or path.stat().st_size < size:
+def cut_file(path: Path, n_lines: int) -> bool:
+    """Take back the lines that were written after a checkpoint; False: the file has lost some that were written before."""
+    if not path.is_file():
         return False
-    os.truncate(path, size)
-    return True
+    with open(path, "rb+") as file:
+        lines = [line for _, line in zip(range(n_lines), file, strict=False) if line.endswith(b"\n")]
+        file.truncate(sum(map(len, lines)))
+    return len(lines) == n_lines
