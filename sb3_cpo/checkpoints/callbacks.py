@@ -36,7 +36,10 @@ def as_made(callback: BaseCallback) -> dict[int, dict[str, bytes]]:
 
 
 def _pickled(callback: BaseCallback) -> dict[str, bytes]:
-    return {name: content for name, value in vars(callback).items() if (content := _try_pickle(value)) is not None}
+    if hasattr(type(callback), "get_checkpoint_state"):
+        return {}
+    attributes = {name: _try_pickle(value) for name, value in vars(callback).items() if name not in _OF_TRAINING}
+    return {name: content for name, content in attributes.items() if content is not None}
 
 
 def _try_pickle(value: Any) -> bytes | None:
