@@ -1,11 +1,16 @@
 """SB3's model for problems with costs: its arguments and attributes, saving and loading."""
 
+import io
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
@@ -15,6 +20,7 @@ from safe_envs import GymnasiumVecEnv
 from sb3_cpo import critics, distributed
 from sb3_cpo.arguments import OtherModel, check_arguments, check_classes, check_whole_numbers
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
+from sb3_cpo.checkpoints import files, training
 from sb3_cpo.cost_ledger import CostLedger, SafetyRecord
 from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
 from sb3_cpo.cost_shaping import FailurePredictor
@@ -54,6 +60,12 @@ class CostModel(OnPolicyAlgorithm):
     """``cost_limit``, parsed."""
     ledger: CostLedger
     """What has been counted."""
+    _resumption: training.Resumption | None = None
+    """Where the next ``learn`` goes on."""
+    _run: str | None = None
+    """Name of the training, for its checkpoints."""
+    _n_updates_at_start: int = 0
+    """Updates before this ``learn``."""
 
     def __init__(
         self,
@@ -188,7 +200,23 @@ class CostModel(OnPolicyAlgorithm):
             "_rollout_callback",
             "_is_stopped_elsewhere",
             "_shared_statistics",
+            "_resumption",
+            "_checkpoints",
         ]
+
+    def _training_attributes(self) -> dict[str, Any]:
+        """What ``save`` leaves out, and a training checkpoint does not."""
+        return {}
+
+    def save(
+        self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """
+        SB3's. The file is written whole or not at all: if that fails, the one from before stays as it was. The statistics of
+        ``VecNormalize`` are in it, see :func:`~sb3_cpo.checkpoints.load_vec_normalize`.
+        """
+        save = partial(super().save, exclude=exclude, include=include)
+        files.save_model(save, self.get_vec_normalize_env(), path)
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
@@ -226,6 +254,28 @@ class CostModel(OnPolicyAlgorithm):
             ) from error
         if model.has_cost_critic and model.n_costs > 0 and "cost_limit" in kwargs and model.safety.n_updates == 0:
             model.policy.reset_cost_critic()  # type: ignore[operator]
+        return model
+
+    @classmethod
+    def resume(
+        cls: type[SelfCostModel], path: str | Path, env: GymEnv | str, device: th.device | str = "auto", **kwargs: Any
+    ) -> SelfCostModel:
+        """
+        Go on with an interrupted training from its newest checkpoint that can be read, see
+        :class:`~sb3_cpo.TrainingCheckpoint`: ``learn`` with the same arguments then continues as if it had never stopped.
+
+        The file is unpickled, which runs code that it chooses: only resume from folders that you trust.
+
+        :param path: folder of the checkpoints, or the file of one
+        :param env: environment made as for the interrupted training; it is brought to the state that it had
+        :param device: Device on which the code should run
+        :param kwargs: extra arguments to change the model when loading
+        :raises FileNotFoundError: there is no checkpoint
+        :raises ValueError: none of them can be read, or they are of other environments
+        """
+        checkpoint = training.find(path)
+        model = cls.load(checkpoint.path, maybe_make_env(default_env(env), 0), device, force_reset=False, **kwargs)
+        model._resumption = training.Resumption(model, checkpoint)
         return model
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

@@ -101,6 +101,8 @@ class CPO(TrustRegionAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
+    changed_by_update = ("margin", "filtered_cost", "_recent", "_watchdog")
+
     @names_mistakes
     def __init__(
         self,
@@ -215,6 +217,12 @@ class CPO(TrustRegionAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_recent"]
+
+    def _training_attributes(self) -> dict[str, Any]:
+        # The next update takes no more of them
+        n_needed = self.n_cost_rollouts - 1
+        recent = list(self._recent)[-n_needed:] if n_needed > 0 else []
+        return super()._training_attributes() | {"_recent": deque(recent, maxlen=self.n_cost_rollouts)}
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become

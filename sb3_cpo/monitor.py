@@ -13,6 +13,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from safe_envs.mujoco.vec_env import write_row
+from sb3_cpo.checkpoints import environments
 from sb3_cpo.cost_limits import MAX_COSTS
 from sb3_cpo.mistakes import explain_reset, explain_step
 
@@ -103,9 +105,16 @@ class CostMonitor(Monitor[ObsType, ActType]):
             sums = {key: cost if key in self._mentioned else np.nan for key, cost in self.episode_costs.items()}
             info["episode"].update({key: round(cost, 6) for key, cost in sums.items()})
             if self.results_writer is not None:
-                header = self.results_writer.logger.fieldnames
-                self.results_writer.write_row({key: value for key, value in info["episode"].items() if key in header})
+                write_row(self.results_writer, info["episode"])
         return observation, reward, terminated, truncated, info
+
+    def capture_layers(self) -> tuple[str, bytes | None, str | None]:
+        """State of this wrapper and all inside of it, for a ``SubprocVecEnv`` whose worker this is."""
+        return environments.capture_layers(self)
+
+    def restore_layers(self, content: bytes) -> str | None:
+        """Go on from there; returns what went wrong."""
+        return environments.restore_layers(self, content)
 
     def _costs(self, info: Mapping[str, Any]) -> dict[str, float]:
         keys = self.cost_keys

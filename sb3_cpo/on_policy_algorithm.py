@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from copy import copy
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +17,8 @@ from torch import nn
 from sb3_cpo import critics, distributed, log_keys
 from sb3_cpo.arguments import check_arguments
 from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples
+from sb3_cpo.checkpoints import TrainingCheckpoint
+from sb3_cpo.checkpoints.callbacks import walk
 from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_model import CostModel
 from sb3_cpo.cost_signal import MissingCost
@@ -59,6 +62,12 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     Arguments: see :class:`~sb3_cpo.cost_model.CostModel`.
     """
 
+    changed_by_update: ClassVar[tuple[str, ...]] = ()
+    """Attributes beside the policy that an update changes, and that are put back if it fails."""
+    _checkpoints: Sequence[TrainingCheckpoint] = ()
+    """Those among the callbacks of this ``learn``."""
+    _log_interval: int = 1
+
     # ---------------------------------------------------------------- rollout
 
     def _setup_learn(
@@ -73,8 +82,13 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             raise ValueError(f"this {type(self).__name__} has no environment: pass env= to load, or call set_env first")
         # What the user assigned since then
         check_arguments(vars(self), None)
+        resumption, has_custom_logger = self._resumption, self._custom_logger
+        if resumption is not None:
+            total_timesteps = resumption.begin_learn(self, total_timesteps, reset_num_timesteps)
+            reset_num_timesteps = False
         # SB3 resets the environments in exactly these cases
         if reset_num_timesteps:
+            self._run = None
             self._forget_costs()
         elif self._last_obs is None:
             self._forget_episodes()
@@ -83,7 +97,16 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             callback, progress_bar = None, False
         if self.cost_limits.keys and is_wrapped(self.env, CostMonitor):
             self.env.env_method("watch_costs", self.cost_limits.keys)
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        total_timesteps, callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        self._n_updates_at_start = self._n_updates
+        if resumption is not None:
+            resumption.finish_setup(self, has_custom_logger)
+        self._checkpoints = [part for part in walk(callback) if isinstance(part, TrainingCheckpoint)]
+        for checkpoint in self._checkpoints:
+            checkpoint.prepare(callback)
+        return total_timesteps, callback
 
     def _forget_episodes(self) -> None:
         """The environments are reset, perhaps they are others."""
@@ -98,6 +121,11 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
         rollout_buffer.cost_gamma = self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
         rollout_buffer.cost_gae_lambda = self.cost_gae_lambda
+        if self._resumption is not None:
+            self._resumption.begin_rollout(self, callback)
+            self._resumption = None
+        for checkpoint in self._checkpoints:
+            checkpoint.between_updates()
         self.ledger.start_rollout()
         self._is_stopped_elsewhere = False
         check_finite("observation", self._last_obs, env, self.num_timesteps)
@@ -249,6 +277,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         self._update_learning_rate(self.policy.optimizer)
         self._shared_statistics = distributed.merge_statistics(self.get_vec_normalize_env(), self._shared_statistics)
         put_back = critics.snapshot(self.policy)
+        before = {name: copy(vars(self)[name]) for name in self.changed_by_update}
         try:
             is_first = self._take_first_statistics()
             rollout = self._rollout()
@@ -259,6 +288,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())
         except BaseException:
             put_back()
+            vars(self).update(before)
             # Nothing is to be expected of an update that did not happen
             self.ledger.predicted_change = None
             raise
@@ -318,9 +348,18 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write log."""
+        if iteration > 0:
+            # SB3 counts them from where this process began, and not from where this `learn` did
+            iteration = self._n_updates - self._n_updates_at_start + 1
+            if iteration % self._log_interval != 0:
+                return
         limit = self.current_cost_limit if self.cost_limits.is_limited else None
         self._record(log_keys.of_ledger(self.ledger, limit, self.cost_shaping is not None))
-        super().dump_logs(iteration)
+        try:
+            super().dump_logs(iteration)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(error.errno, f"the log could not be written at step {self.num_timesteps}: {reason}") from error
 
     def learn(
         self: SelfConstrainedOnPolicyAlgorithm,
@@ -331,14 +370,24 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfConstrainedOnPolicyAlgorithm:
-        super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name or type(self).__name__,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        self._log_interval = log_interval
+        try:
+            super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval and 1,  # dump_logs knows better
+                tb_log_name=tb_log_name or type(self).__name__,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        except Exception as error:
+            for checkpoint in self._checkpoints:
+                checkpoint.exit_if_terminated(error)
+            raise
+        finally:
+            for checkpoint in self._checkpoints:
+                checkpoint.release()
+            self._checkpoints = []
         if self.verbose >= 1 and self.cost_limits.is_limited:
             print(self.safety.summary(self.cost_limits.names))
         return self

@@ -86,6 +86,8 @@ class PDO(TrustRegionAlgorithm):
     penalty: np.ndarray
     """(n_costs,) present weights of the costs."""
 
+    changed_by_update = ("penalty",)
+
     @names_mistakes
     def __init__(
         self,

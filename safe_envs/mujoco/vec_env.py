@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from safe_envs.mujoco import vec_env_state
 from safe_envs.mujoco.task import BatchedTask, Episode
 from safe_envs.wrappers import MissingKey
 
@@ -247,6 +248,14 @@ class BatchVecEnv(VecEnv):
         for env in self.envs:
             env.close()
 
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, for checkpoints of a training."""
+        return vec_env_state.get_state(self)
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        vec_env_state.set_state(self, state)
+
     # Looking into the copies
 
     def _update(self, row: int) -> None:
@@ -323,6 +332,14 @@ class BatchVecEnv(VecEnv):
 
 
 def write_row(writer: ResultsWriter, episode: dict[str, Any]) -> None:
-    """Write an episode into a monitor.csv; the columns that the file does not have are left out."""
+    """
+    Write an episode into a monitor.csv; the columns that the file does not have are left out.
+
+    :raises OSError: the disk is full, ...; the message names the file
+    """
     columns = writer.logger.fieldnames
-    writer.write_row({key: value for key, value in episode.items() if key in columns})
+    try:
+        writer.write_row({key: value for key, value in episode.items() if key in columns})
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(error.errno, f"{writer.file_handler.name} could not be written: {reason}") from error
