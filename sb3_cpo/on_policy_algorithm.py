@@ -16,9 +16,10 @@ from sb3_cpo.arguments import check_arguments
 from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples
 from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_model import CostModel
-from sb3_cpo.cost_signal import MissingCost
+from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.defaults import TOTAL_TIMESTEPS
 from sb3_cpo.env_facts import check_finite, episode_length, name_env, notice_resets
+from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
 from sb3_cpo.monitor import CostMonitor
@@ -75,9 +76,10 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             self._forget_costs()
         elif self._last_obs is None:
             self._forget_episodes()
-        if self.cost_limits.keys and all(self.env.env_is_wrapped(CostMonitor)):
-            self.env.env_method("watch_costs", self.cost_limits.keys)
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        with EnvWatch(self.env, lambda: self.num_timesteps):
+            if self.cost_limits.keys and all(self.env.env_is_wrapped(CostMonitor)):
+                self.env.env_method("watch_costs", self.cost_limits.keys)
+            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _forget_episodes(self) -> None:
         """The environments are reset, perhaps they are others."""
@@ -95,15 +97,19 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         self.ledger.start_rollout()
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
+        watch = EnvWatch(env, lambda: self.num_timesteps)
         try:
-            with notice_resets(env, rollout_buffer):
+            with notice_resets(env, rollout_buffer), watch:
                 is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
-        except BaseException:
+        except BaseException as error:
             # Interrupted: if `learn` is called again, the episodes in progress go on
             if not rollout_buffer.full:
                 self._count_stopped_rollout()
+            if watch.is_step_lost or isinstance(error, Exception):
+                # unless nobody knows where the environments stand: they will be reset
+                self._last_obs = None
             raise
         finally:
             # They hold the user's callback, its locals and this model
@@ -135,8 +141,11 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """SB3 calls this at every step, before ``rollout_buffer.add``: ``rollout_buffer.pos`` is the row being written."""
         assert dones is not None
         buffer, step = self.rollout_buffer, self._rollout_callback.locals
+        env = step["env"]
+        # What the environments say is finite (`EnvWatch`)
+        source = "" if env is env.unwrapped else f" from {type(env).__name__}"
         for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
-            check_finite(what, values, step["env"], self.num_timesteps)
+            check_finite(what + source, values, env, self.num_timesteps, largest=LARGEST_COST)
         costs, lengths = self._read_costs(infos), {}
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
@@ -144,7 +153,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 self.ledger.returns.append(float(info["episode"]["r"]))
                 lengths[index] = info["episode"]["l"]
             terminal_obs = info.get("terminal_observation")
-            check_finite("terminal observation", terminal_obs, step["env"], self.num_timesteps, index)
+            check_finite("terminal observation" + source, terminal_obs, env, self.num_timesteps, index, LARGEST_COST)
             # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
             if self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False):
                 buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
