@@ -62,7 +62,8 @@ class ObservationNormalizer(nn.Module):
     A policy that was trained on observations as they are (PPO's, as a warm start) keeps them so: its normalizer is frozen.
 
     The statistics rest during a rollout and are updated between updates, so that old and new log-probabilities of a rollout
-    are of the same inputs. In the first rollout observations are not standardised: nothing has been seen.
+    are of the same inputs. In the first rollout observations are not standardised: nothing has been seen. Its statistics are
+    taken before the first update, and its log-probabilities are those of the same weights with them.
 
     :param space: of the observations; a ``Dict`` is treated part by part
     """
@@ -83,6 +84,11 @@ class ObservationNormalizer(nn.Module):
             return self.moments[0](obs)
         moments = dict(zip(self._keys, self.moments, strict=True))
         return {key: moments[key](value) if key in moments else value for key, value in obs.items()}
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it will have statistics, and has none yet."""
+        return not self.is_frozen and all(moments.count == 0 for moments in self.moments)
 
     @th.no_grad()
     def update(self, obs: Any) -> None:

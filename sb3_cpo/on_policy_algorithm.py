@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -232,9 +233,12 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         self._update_learning_rate(self.policy.optimizer)
         put_back = critics.snapshot(self.policy)
         try:
+            is_first = self._take_first_statistics()
             rollout = self._rollout()
+            if is_first:
+                rollout = self._as_acted_by_present_policy(rollout)
             row = self._update_policy(rollout) | self._fit_critics(rollout)
-            if isinstance(self.policy, CostActorCriticPolicy):
+            if not is_first and isinstance(self.policy, CostActorCriticPolicy):
                 self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())
         except BaseException:
             put_back()
@@ -250,6 +254,23 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         samples = next(self.rollout_buffer.get(batch_size=None))
         assert self.cost_estimate is not None
         return Rollout(samples, self.cost_estimate, self.current_cost_limit, critics.actor_parameters(self.policy, samples))
+
+    def _take_first_statistics(self) -> bool:
+        """
+        The first statistics of observations change the policy more than all later ones together. They are taken before the
+        first update, while its actions hardly depend on the observations, and not after it, unseen by the trust region.
+        """
+        policy = self.policy
+        if not isinstance(policy, CostActorCriticPolicy) or not policy.lacks_observation_statistics:
+            return False
+        policy.update_observation_statistics(self.rollout_buffer.flat_observations())
+        return True
+
+    @th.no_grad()
+    def _as_acted_by_present_policy(self, rollout: Rollout) -> Rollout:
+        samples = rollout.samples
+        log_prob = self.policy.get_distribution(samples.observations).log_prob(samples.actions)
+        return rollout._replace(samples=samples._replace(old_log_prob=log_prob))
 
     def _update_policy(self, rollout: Rollout) -> Row:
         """Change the policy, and say how. Implemented by individual algorithms."""

@@ -82,6 +82,11 @@ class CostActorCriticPolicy(ActorCriticPolicy):
     def _normalize(self, extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.observation_normalizer(args[0]), *args[1:])
 
+    @property
+    def lacks_observation_statistics(self) -> bool:
+        """Whether observations are to be standardised and none have been seen."""
+        return self.normalize_observations and self.observation_normalizer.is_new
+
     def update_observation_statistics(self, observations: Any) -> None:
         """
         Take a rollout's observations into the running statistics, if there are any. The policy changes with them, so this is
