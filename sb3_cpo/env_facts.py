@@ -89,16 +89,17 @@ def check_finite(
         # A terminal observation comes as the environment made it, a Python integer perhaps; others have none
         if array is None or np.asarray(array).dtype.kind in "biu":
             continue
-        array = np.asarray(array)
         try:
-            is_fine = np.abs(array.astype(np.float64)) <= largest
+            # None becomes NaN
+            numbers = np.asarray(array).astype(np.float64)
         except (TypeError, ValueError):
             raise ValueError(f"the {what} is no array of numbers: {array} ({name_env(env, env_index)}, step {step})") from None
+        is_fine = np.abs(numbers) <= largest
         if is_fine.all():
             continue
         if env_index is None:
             env_index = int(np.argwhere(~is_fine)[0][0])
-            array = array[env_index]
+            array, numbers = array[env_index], numbers[env_index]
         place = "" if key is None else f"[{key!r}]"
-        trouble = "too large for single precision" if np.isfinite(array.astype(np.float64)).all() else "NaN or infinite"
+        trouble = "too large for single precision" if np.isfinite(numbers).all() else "NaN or infinite"
         raise ValueError(f"the {what}{place} is {trouble}: {array} ({name_env(env, env_index)}, step {step})")

@@ -7,6 +7,7 @@ statistics, which would never be rid of it.
 
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -104,13 +105,9 @@ class _Remote:
         self._n_pending += 1
 
     def recv(self) -> Any:
-        waited = 0.0
-        while not self.connection.poll(1.0):
-            if not self.process.is_alive() and not self.connection.poll(0):
-                raise self._is_dead()
-            waited += 1.0
-            if waited == PATIENCE:
-                warnings.warn(f"environment {self.index} of SubprocVecEnv has not answered for {PATIENCE:g} s; still waiting")
+        if not self._has_answer(PATIENCE):
+            warnings.warn(f"environment {self.index} of SubprocVecEnv has not answered for {PATIENCE:g} s; still waiting")
+            self._has_answer(None)
         try:
             answer = self.connection.recv()
         except (EOFError, ConnectionError) as error:
@@ -118,11 +115,18 @@ class _Remote:
         self._n_pending -= 1
         return answer
 
+    def _has_answer(self, timeout: float | None) -> bool:
+        """Whether there is one after this number of seconds at most; an error if there will be none."""
+        ready = wait([self.connection, self.process.sentinel], timeout)
+        if ready == [self.process.sentinel] and not self.connection.poll(0):
+            raise self._is_dead()
+        return bool(ready)
+
     def drain(self) -> None:
         """Take the answers that nobody waited for out of the pipe."""
         try:
             while self._n_pending > 0:
-                if not self.connection.poll(LAST_PATIENCE if self.process.is_alive() else 0):
+                if not self._has_answer(LAST_PATIENCE):
                     warnings.warn(
                         f"environment {self.index} of SubprocVecEnv does not answer after an interruption: make the "
                         "environments anew before you go on"
@@ -130,7 +134,7 @@ class _Remote:
                     return
                 self.connection.recv()
                 self._n_pending -= 1
-        except (EOFError, OSError):
+        except (EOFError, OSError, RuntimeError):
             # Dead; the next question says so
             return
 

@@ -214,6 +214,10 @@ def short_names(names: Sequence[str], width: int = 9) -> list[str]:
     :param width: longest name that fits behind the longest of our keys
     :return: the names that fit as they are, the others as their number and their beginning; all different
     """
-    short = [name if len(name) <= width else f"{index}_{name}"[:width] for index, name in enumerate(names)]
     # A short name may look like another's abbreviation
-    return short if len(set(short)) == len(short) else [f"{index}_{name}"[:width] for index, name in enumerate(names)]
+    taken = {name for name in names if len(name) <= TABLE_WIDTH}
+    for mark in "_~#":
+        abbreviations = [f"{index}{mark}{name}"[:width] for index, name in enumerate(names)]
+        if taken.isdisjoint(abbreviations):
+            break
+    return [name if len(name) <= width else short for name, short in zip(names, abbreviations, strict=True)]

@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
@@ -24,7 +25,6 @@ from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
 from sb3_cpo.monitor import CostMonitor
-from sb3_cpo.policies import CostActorCriticPolicy
 
 # Fewer episodes in a rollout are worth a warning
 FEW_EPISODES = 10
@@ -58,6 +58,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     Arguments: see :class:`~sb3_cpo.cost_model.CostModel`.
     """
 
+    _knows_lives: bool
+    """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
+
     # ---------------------------------------------------------------- rollout
 
     def _setup_learn(
@@ -72,14 +75,18 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             raise ValueError(f"this {type(self).__name__} has no environment: pass env= to load, or call set_env first")
         # What the user assigned since then
         check_arguments(vars(self), None)
+        self._knows_lives = False
         # SB3 resets the environments in exactly these cases
         if reset_num_timesteps:
             self._forget_costs()
         elif self._last_obs is None:
             self._forget_episodes()
         with EnvWatch(self.env, lambda: self.num_timesteps):
-            if self.cost_limits.keys and all(self.env.env_is_wrapped(CostMonitor)):
-                self.env.env_method("watch_costs", self.cost_limits.keys)
+            is_silence_zero = self.missing_cost == "zero"
+            is_one_cost = is_silence_zero and self.cost_limits.is_limited and self.n_costs == 1
+            keys = self.cost_limits.keys or (("cost",) if is_one_cost else ())
+            if keys and all(self.env.env_is_wrapped(CostMonitor)):
+                self.env.env_method("watch_costs", keys, is_silence_zero)
             return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _forget_episodes(self) -> None:
@@ -89,8 +96,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        if not isinstance(rollout_buffer, CostRolloutBuffer):
-            raise ValueError(f"the rollout buffer has no costs: it is a {type(rollout_buffer).__name__}")
+        self._check_buffer(rollout_buffer, n_rollout_steps)
         # Assigned since then, perhaps
         rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
         rollout_buffer.cost_gamma = self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
@@ -104,6 +110,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
+            elif rollout_buffer.on_full is not None:
+                name = f"{type(rollout_buffer).__name__}.compute_returns_and_advantage"
+                raise ValueError(f"{name} must call that of CostRolloutBuffer: the costs of the rollout were not counted")
         except BaseException as error:
             # Interrupted: if `learn` is called again, the episodes in progress go on
             if not rollout_buffer.full:
@@ -117,6 +126,16 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             del self._rollout_callback
             rollout_buffer.on_full = None
         return is_complete
+
+    def _check_buffer(self, buffer: RolloutBuffer, n_steps: int) -> None:
+        """The user may have replaced it."""
+        if not isinstance(buffer, CostRolloutBuffer):
+            raise ValueError(f"the rollout buffer has no costs: it is a {type(buffer).__name__}")
+        has, needs = (buffer.buffer_size, buffer.n_envs, buffer.n_costs), (n_steps, self.n_envs, self.n_costs)
+        if has != needs:
+            raise ValueError(
+                f"the rollout buffer has room for {has} steps, environments and costs; this model needs {needs}"
+            )
 
     def _finish_stopped_step(self, step: dict[str, Any]) -> None:
         """The callback stopped inside a step, which SB3 then forgets; the episodes in progress must not lose its costs."""
@@ -142,6 +161,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """SB3 calls this at every step, before ``rollout_buffer.add``: ``rollout_buffer.pos`` is the row being written."""
         assert dones is not None
         buffer, step = self.rollout_buffer, self._rollout_callback.locals
+        if buffer is not step["rollout_buffer"]:
+            raise ValueError("model.rollout_buffer was replaced within a rollout: replace it between two calls of learn")
         env = step["env"]
         # What the environments say is finite (`EnvWatch`)
         source = "" if env is env.unwrapped else f" from {type(env).__name__}"
@@ -150,7 +171,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         costs, lengths = self._read_costs(infos), {}
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
-            if "episode" in info:
+            if "episode" not in info:
+                self._warn_of_lost_lives(env)
+            else:
                 self.ledger.returns.append(float(info["episode"]["r"]))
                 lengths[index] = info["episode"]["l"]
             terminal_obs = info.get("terminal_observation")
@@ -160,6 +183,16 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
         buffer.add_step_info(costs, dones, lengths)
         super()._update_info_buffer(infos, dones)
+
+    def _warn_of_lost_lives(self, env: VecEnv) -> None:
+        """An episode has ended of which no monitor says anything."""
+        if not self._knows_lives and all(env.env_is_wrapped(Monitor)):
+            warnings.warn(
+                "an episode ended that goes on for the monitor: a wrapper around the monitor ends episodes, at a lost life for "
+                "instance (EpisodicLifeEnv). The mean episode cost and its limit are of these short episodes; monitor.csv and "
+                "evaluations sum the costs of the whole game"
+            )
+        self._knows_lives = True
 
     def _read_costs(self, infos: list[dict[str, Any]]) -> np.ndarray:
         """(n_envs, n_costs)"""
@@ -186,6 +219,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """
         buffer, ledger, env = self.rollout_buffer, self.ledger, self.env
         assert env is not None
+        buffer.on_full = None
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if self.cost_gamma < 1:
             buffer.cost_discounts = self.cost_gamma ** ledger.steps_in_episode(buffer.episode_ends)[:, :, None]
@@ -238,7 +272,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             if is_first:
                 rollout = self._as_acted_by_present_policy(rollout)
             row = self._update_policy(rollout) | self._fit_critics(rollout)
-            if not is_first and isinstance(self.policy, CostActorCriticPolicy):
+            # Asked by name: `torch.compile` hides the class
+            if not is_first and hasattr(self.policy, "update_observation_statistics"):
                 self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())
         except BaseException:
             put_back()
@@ -260,10 +295,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         The first statistics of observations change the policy more than all later ones together. They are taken before the
         first update, while its actions hardly depend on the observations, and not after it, unseen by the trust region.
         """
-        policy = self.policy
-        if not isinstance(policy, CostActorCriticPolicy) or not policy.lacks_observation_statistics:
+        if not getattr(self.policy, "lacks_observation_statistics", False):
             return False
-        policy.update_observation_statistics(self.rollout_buffer.flat_observations())
+        self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())  # type: ignore[operator]
         return True
 
     @th.no_grad()

@@ -4,7 +4,8 @@ import time
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import ResultsWriter
+
+from sb3_cpo.growing_results import GrowingResultsWriter
 
 
 class EpisodeWriter(BaseCallback):
@@ -21,7 +22,7 @@ class EpisodeWriter(BaseCallback):
         super().__init__()
         self.folder, self.env_id = folder, env_id
         self.start_time = time.time()
-        self.writer: ResultsWriter | None = None
+        self.writer: GrowingResultsWriter | None = None
 
     def _on_step(self) -> bool:
         for info in self.locals.get("infos", ()):
@@ -32,12 +33,12 @@ class EpisodeWriter(BaseCallback):
     def _write(self, episode: dict[str, Any]) -> None:
         if self.writer is None:
             header: dict[str, float | str] = {"t_start": self.start_time, "env_id": self.env_id}
-            self.writer = ResultsWriter(self.folder, header, tuple(key for key in episode if key not in ("r", "l", "t")))
+            self.writer = GrowingResultsWriter(self.folder, header, [key for key in episode if key not in ("r", "l", "t")])
+        elif any(key not in self.writer.logger.fieldnames for key in episode):
+            # A cost that occurs for the first time was 0 before
+            self.writer.set_columns([key for key in episode if key not in ("r", "l", "t")], 0.0)
         # The monitors have begun at different times
-        row = {**episode, "t": round(time.time() - self.start_time, 6)}
-        columns = self.writer.logger.fieldnames
-        # A cost that occurs for the first time in a later episode has no column
-        self.writer.write_row({key: value for key, value in row.items() if key in columns})
+        self.writer.write_row({**episode, "t": round(time.time() - self.start_time, 6)})
 
     def _on_training_end(self) -> None:
         if self.writer is not None:
