@@ -101,22 +101,33 @@ def registered_cost_limit(env: VecEnv) -> Any:
     return dict(limit) if isinstance(limit, dict) else limit
 
 
-def check_finite(what: str, value: Any, env: VecEnv, step: int, env_index: int | None = None) -> None:
+def check_finite(
+    what: str, value: Any, env: VecEnv, step: int, env_index: int | None = None, largest: float = np.finfo(np.float64).max
+) -> None:
     """
     :param what: name of the value
     :param value: an array, or a dictionary of arrays, whose first axis is the environment
     :param step: number of the step, for the message
     :param env_index: the environment that the value is of; there is no first axis then
-    :raises ValueError: something in it is NaN or infinite
+    :param largest: largest magnitude that is accepted
+    :raises ValueError: something in it is NaN, infinite, larger than that, or no number
     """
     arrays: dict[str | None, Any] = value if isinstance(value, dict) else {None: value}
     for key, array in arrays.items():
-        # A terminal observation comes as the environment made it, a Python integer perhaps
-        array = np.asarray(array)
-        if array.dtype.kind != "f" or np.isfinite(array).all():
+        # A terminal observation comes as the environment made it, a Python integer perhaps; others have none
+        if array is None or np.asarray(array).dtype.kind in "biu":
+            continue
+        try:
+            # None becomes NaN
+            numbers = np.asarray(array).astype(np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"the {what} is no array of numbers: {array} ({name_env(env, env_index)}, step {step})") from None
+        is_fine = np.abs(numbers) <= largest
+        if is_fine.all():
             continue
         if env_index is None:
-            env_index = int(np.argwhere(~np.isfinite(array))[0][0])
-            array = array[env_index]
+            env_index = int(np.argwhere(~is_fine)[0][0])
+            array, numbers = array[env_index], numbers[env_index]
         place = "" if key is None else f"[{key!r}]"
-        raise ValueError(f"the {what}{place} is NaN or infinite: {array} ({name_env(env, env_index)}, step {step})")
+        trouble = "too large for single precision" if np.isfinite(numbers).all() else "NaN or infinite"
+        raise ValueError(f"the {what}{place} is {trouble}: {array} ({name_env(env, env_index)}, step {step})")

@@ -259,7 +259,14 @@ def short_names(names: Sequence[str], width: int) -> list[str]:
     :param width: characters that there are
     :return: the names as they are or without ``cost_`` where that fits, else their number and their beginning
     """
-    short = [name if len(name) <= width else name.removeprefix("cost_") for name in names]
-    short = [name if len(name) <= width else f"{index}_{name}"[:width] for index, name in enumerate(short)]
+    stems = [name.removeprefix("cost_") for name in names]
     # A short name may look like another's abbreviation
-    return short if len(set(short)) == len(short) else [f"{index}_{name}"[:width] for index, name in enumerate(names)]
+    for mark in "_~#":
+        for own in (stems, names):
+            short = [
+                next((text for text in (name, stem) if len(text) <= width), f"{index}{mark}{stem}"[:width])
+                for index, (name, stem) in enumerate(zip(names, own, strict=True))
+            ]
+            if len(set(short)) == len(short):
+                return short
+    return short

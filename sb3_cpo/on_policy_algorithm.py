@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
@@ -21,14 +22,14 @@ from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.checkpoints.callbacks import walk
 from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_model import CostModel
-from sb3_cpo.cost_signal import MissingCost
+from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.defaults import TOTAL_TIMESTEPS
 from sb3_cpo.env_facts import check_finite, episode_length, is_wrapped, name_env, notice_resets
+from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import explain_step, warn_of_negative_limits
 from sb3_cpo.monitor import CostMonitor
-from sb3_cpo.policies import CostActorCriticPolicy
 
 # Fewer episodes in a rollout are worth a warning
 FEW_EPISODES = 10
@@ -67,6 +68,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     _checkpoints: Sequence[TrainingCheckpoint] = ()
     """Those among the callbacks of this ``learn``."""
     _log_interval: int = 1
+    _knows_lives: bool
+    """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
 
     # ---------------------------------------------------------------- rollout
 
@@ -82,6 +85,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             raise ValueError(f"this {type(self).__name__} has no environment: pass env= to load, or call set_env first")
         # What the user assigned since then
         check_arguments(vars(self), None)
+        self._knows_lives = False
         resumption, has_custom_logger = self._resumption, self._custom_logger
         if resumption is not None:
             total_timesteps = resumption.begin_learn(self, total_timesteps, reset_num_timesteps)
@@ -95,11 +99,15 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         self._shared_statistics = distributed.join(self)
         if distributed.rank() > 0:
             callback, progress_bar = None, False
-        if self.cost_limits.keys and is_wrapped(self.env, CostMonitor):
-            self.env.env_method("watch_costs", self.cost_limits.keys)
-        total_timesteps, callback = super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
+        with EnvWatch(self.env, lambda: self.num_timesteps):
+            is_silence_zero = self.missing_cost == "zero"
+            is_one_cost = is_silence_zero and self.cost_limits.is_limited and self.n_costs == 1
+            keys = self.cost_limits.keys or (("cost",) if is_one_cost else ())
+            if keys and is_wrapped(self.env, CostMonitor):
+                self.env.env_method("watch_costs", keys, is_silence_zero)
+            total_timesteps, callback = super()._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
         self._n_updates_at_start = self._n_updates
         if resumption is not None:
             resumption.finish_setup(self, has_custom_logger)
@@ -115,8 +123,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        if not isinstance(rollout_buffer, CostRolloutBuffer):
-            raise ValueError(f"the rollout buffer has no costs: it is a {type(rollout_buffer).__name__}")
+        rollout_buffer = self._check_buffer(rollout_buffer, n_rollout_steps)
         # Assigned since then, perhaps
         rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
         rollout_buffer.cost_gamma = self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
@@ -130,17 +137,24 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         self._is_stopped_elsewhere = False
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
+        watch = EnvWatch(env, lambda: self.num_timesteps)
         try:
-            with notice_resets(env, rollout_buffer):
+            with notice_resets(env, rollout_buffer), watch:
                 is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
+            elif rollout_buffer.on_full is not None:
+                name = f"{type(rollout_buffer).__name__}.compute_returns_and_advantage"
+                raise ValueError(f"{name} must call that of CostRolloutBuffer: the costs of the rollout were not counted")
             is_complete = is_complete and not self._is_stopped_elsewhere
         except BaseException as error:
             # Interrupted: if `learn` is called again, the episodes in progress go on. One of several processes is lost to the
             # others
             if not rollout_buffer.full and distributed.world_size() == 1:
                 self._count_stopped_rollout()
+            if watch.is_step_lost or isinstance(error, Exception):
+                # unless nobody knows where the environments stand: they will be reset
+                self._last_obs = None
             if isinstance(error, ValueError | gym.error.Error):
                 explain_step(error)
             raise
@@ -149,6 +163,15 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             del self._rollout_callback
             rollout_buffer.on_full = None
         return is_complete
+
+    def _check_buffer(self, buffer: RolloutBuffer, n_steps: int) -> CostRolloutBuffer:
+        """The user may have replaced it."""
+        if not isinstance(buffer, CostRolloutBuffer):
+            raise ValueError(f"the rollout buffer has no costs: it is a {type(buffer).__name__}")
+        has, needs = (buffer.buffer_size, buffer.n_envs, buffer.n_costs), (n_steps, self.n_envs, self.n_costs)
+        if has != needs:
+            raise ValueError(f"the rollout buffer has room for {has} steps, environments and costs; this model needs {needs}")
+        return buffer
 
     def _finish_stopped_step(self, step: dict[str, Any]) -> None:
         """The callback stopped inside a step, which SB3 then forgets; the episodes in progress must not lose its costs."""
@@ -176,20 +199,27 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """SB3 calls this at every step, before ``rollout_buffer.add``: ``rollout_buffer.pos`` is the row being written."""
         assert dones is not None
         buffer, step = self.rollout_buffer, self._rollout_callback.locals
+        if buffer is not step["rollout_buffer"]:
+            raise ValueError("model.rollout_buffer was replaced within a rollout: replace it between two calls of learn")
+        env = step["env"]
         # Steps of all processes
         self.num_timesteps += (distributed.world_size() - 1) * len(dones)
+        # What the environments say is finite (`EnvWatch`)
+        source = "" if env is env.unwrapped else f" from {type(env).__name__}"
         for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
-            check_finite(what, values, step["env"], self.num_timesteps)
+            check_finite(what + source, values, env, self.num_timesteps, largest=LARGEST_COST)
         # Some VecEnvs have nothing to say in most steps, not even one empty dictionary per environment
         infos = infos or [{} for _ in range(buffer.n_envs)]
         costs, lengths = self._read_costs(infos), {}
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
-            if info.get("episode") is not None:
+            if info.get("episode") is None:
+                self._warn_of_lost_lives(env)
+            else:
                 self.ledger.returns.append(float(info["episode"]["r"]))
                 lengths[index] = info["episode"]["l"]
             terminal_obs = info.get("terminal_observation")
-            check_finite("terminal observation", terminal_obs, step["env"], self.num_timesteps, index)
+            check_finite("terminal observation" + source, terminal_obs, env, self.num_timesteps, index, LARGEST_COST)
             # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
             is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False)
             # As SB3 for the reward: where nobody tells the last observation, nothing is bootstrapped
@@ -197,6 +227,16 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
         buffer.add_step_info(costs, dones, lengths)
         super()._update_info_buffer(infos, dones)
+
+    def _warn_of_lost_lives(self, env: VecEnv) -> None:
+        """An episode has ended of which no monitor says anything."""
+        if not self._knows_lives and is_wrapped(env, Monitor):
+            warnings.warn(
+                "an episode ended that goes on for the monitor: a wrapper around the monitor ends episodes, at a lost life "
+                "for instance (EpisodicLifeEnv). The mean episode cost and its limit are of these short episodes; monitor.csv "
+                "and evaluations sum the costs of the whole game"
+            )
+        self._knows_lives = True
 
     def _read_costs(self, infos: list[dict[str, Any]]) -> np.ndarray:
         """(n_envs, n_costs)"""
@@ -223,6 +263,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """
         buffer, ledger, env = self.rollout_buffer, self.ledger, self.env
         assert env is not None
+        buffer.on_full = None
         if not all(distributed.gather(True)):
             self._is_stopped_elsewhere = True
             self._count_stopped_rollout()
@@ -284,8 +325,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             if is_first:
                 rollout = self._as_acted_by_present_policy(rollout)
             row = self._update_policy(rollout) | self._fit_critics(rollout)
-            if not is_first and isinstance(self.policy, CostActorCriticPolicy):
-                self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())
+            # Asked by name: `torch.compile` hides the class
+            if not is_first and hasattr(self.policy, "update_observation_statistics"):
+                self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())  # type: ignore[operator]
         except BaseException:
             put_back()
             vars(self).update(before)
@@ -310,10 +352,9 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         The first statistics of observations change the policy more than all later ones together. They are taken before the
         first update, while its actions hardly depend on the observations, and not after it, unseen by the trust region.
         """
-        policy = self.policy
-        if not isinstance(policy, CostActorCriticPolicy) or not policy.lacks_observation_statistics:
+        if not getattr(self.policy, "lacks_observation_statistics", False):
             return False
-        policy.update_observation_statistics(self.rollout_buffer.flat_observations())
+        self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())  # type: ignore[operator]
         return True
 
     @th.no_grad()

@@ -123,7 +123,7 @@ def test_a_row_of_a_users_own_algorithm_is_in_the_table(tmp_path):
         (["speed", "cost_velocity_left", "cost_velocity_right"], 15, ["speed", "velocity_left", "velocity_right"]),
         (["speed", "cost_velocity_left", "cost_velocity_right"], 9, ["speed", "1_velocit", "2_velocit"]),
         # What is cut off must not make two names one
-        (["cost_velocity_left", "velocity_left"], 15, ["0_cost_velocity", "1_velocity_left"]),
+        (["cost_velocity_left", "velocity_left"], 15, ["0_cost_velocity", "velocity_left"]),
         (["0_abcdefg", "abcdefghij"], 9, ["0_abcdefg", "1_abcdefg"]),
     ],
 )
