@@ -1,6 +1,9 @@
 """Training on several processes, connected by gloo through a file: no network, no GPU."""
 
 import os
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +17,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from toy_envs import RiskyEnv, vec_env
 
-from sb3_cpo import CPO, PDO, TRPO, FailurePredictor, distributed, trust_region_algorithm
+from sb3_cpo import CPO, PDO, TRPO, FailurePredictor, distributed, make_vec_env, trust_region_algorithm
 from sb3_cpo.policies import CostActorCriticPolicy
 
 N_ENVS, N_STEPS, LENGTH, N_UPDATES = 4, 24, 4, 5
@@ -241,3 +244,62 @@ def test_a_lost_process_ends_the_others_with_a_message(tmp_path):
         process.join(60)
     assert (tmp_path / "said").exists()
     assert [process.exitcode for process in context.processes] == [0, 9]
+
+
+SCRIPT = """
+import sys
+
+import torch.distributed as dist
+
+from sb3_cpo import CPO
+
+dist.init_process_group("gloo")
+model = CPO("MlpPolicy", "SafePointGather-v0", seed=0, n_steps=15, verbose=1).learn(6_000)
+if dist.get_rank() == 0:
+    model.save(sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_meet_at_a_rendezvous(tmp_path):
+    """Two agents of torchrun, as on two hosts, at two addresses of this one; what they save goes on in one process."""
+    (tmp_path / "train.py").write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    program = [str(tmp_path / "train.py"), str(tmp_path / "model.zip")]
+    hosts = [
+        subprocess.Popen([*torchrun, *meeting, "--local-addr", address, *program], stdout=subprocess.PIPE, text=True)
+        for address in ("127.0.0.1", "127.0.0.2")
+    ]
+    outputs = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0]
+    assert "".join(outputs).count("Safety during training") == 1
+    model = CPO.load(tmp_path / "model.zip", env=make_vec_env("SafePointGather-v0", n_envs=100), device="cpu")
+    assert model.num_timesteps == 6_000
+    assert model.learn(1_500, reset_num_timesteps=False).num_timesteps == 7_500
+
+
+@pytest.mark.slow
+def test_the_zoo_trains_on_two_processes(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "sb3_cpo.zoo.train",
+    ]
+    options = ["--algo", "cpo", "--env", "SafePointGather-v0", "-n", "6000", "--eval-freq", "-1", "-params", "n_steps:15"]
+    result = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    runs = [path.name for path in (tmp_path / "logs" / "cpo").iterdir()]
+    assert runs == ["SafePointGather-v0_1"]
+    model = CPO.load(tmp_path / "logs" / "cpo" / runs[0] / "SafePointGather-v0.zip", device="cpu")
+    assert model.num_timesteps == 6000
+    assert model.n_envs == 50
