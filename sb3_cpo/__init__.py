@@ -7,6 +7,7 @@ from sb3_cpo.callbacks import (
     StopTrainingOnViolation,
 )
 from sb3_cpo.check_cost_env import check_cost_env
+from sb3_cpo.checkpoints import TrainingCheckpoint, find_checkpoint
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cpo import CPO
 from sb3_cpo.evaluation import evaluate_policy
@@ -29,9 +30,11 @@ __all__ = [
     "CostProgressBarCallback",
     "FailurePredictor",
     "StopTrainingOnViolation",
+    "TrainingCheckpoint",
     "VideoRecorderCallback",
     "check_cost_env",
     "evaluate_policy",
+    "find_checkpoint",
     "make_vec_env",
     "replay_episode",
     "safety_report",

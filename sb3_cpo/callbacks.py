@@ -1,5 +1,6 @@
 """SB3's callbacks where costs matter: evaluation, stopping and the progress bar."""
 
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +11,12 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, Progr
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo import log_keys
+from sb3_cpo.checkpoints import files
 from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
 from sb3_cpo.evaluation import EpisodeCostRecorder
+
+# Of the arguments of `np.savez`, and of arrays of evaluations.npz that SB3 writes or may write later
+RESERVED_NAMES = ("file", "allow_pickle", "timesteps", "results", "ep_lengths", "successes", "costs", "cost_limits")
 
 
 class CostEvalCallback(EvalCallback):
@@ -24,7 +29,8 @@ class CostEvalCallback(EvalCallback):
     there is one): SB3's ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` mean feasible models.
 
     ``evaluations.npz`` also holds ``costs`` (n_evaluations, n_episodes, n_costs) and ``cost_limits`` (n_evaluations,
-    n_costs), and for constraints with names, each under its name (n_evaluations, n_episodes).
+    n_costs), and for constraints with names, each under its name (n_evaluations, n_episodes); a constraint whose name is that
+    of another array, "results" for instance, under ``cost_of_results``.
 
     The arguments are those of ``EvalCallback`` and:
 
@@ -145,7 +151,8 @@ class CostEvalCallback(EvalCallback):
             if self.verbose >= 1:
                 print("New best feasible model!" if is_feasible else "No feasible model yet: new lowest violation")
             if self.best_model_save_path is not None:
-                self.model.save(os.path.join(self.best_model_save_path, "best_model"))
+                path = os.path.join(self.best_model_save_path, "best_model")
+                files.save_model(self.model.save, self.model.get_vec_normalize_env(), path)
             self._best_reward_of_any, self.best_mean_cost = self.last_mean_reward, self.last_mean_cost
             if is_feasible:
                 self.best_mean_reward = self.last_mean_reward
@@ -167,8 +174,14 @@ class CostEvalCallback(EvalCallback):
         with np.load(f"{self.log_path}.npz") as saved:
             arrays = dict(saved)
         arrays.update(costs=costs, cost_limits=np.array(self.evaluations_cost_limits))
-        arrays.update({name: costs[:, :, index] for index, name in enumerate(self.cost_limits.keys or ())})
-        np.savez(self.log_path, **arrays)
+        for index, name in enumerate(self.cost_limits.keys or ()):
+            # Names that the file, or numpy's function, has for something else
+            while name in RESERVED_NAMES or name in arrays:
+                name = f"cost_of_{name}"
+            arrays[name] = costs[:, :, index]
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        files.write_atomically(f"{self.log_path}.npz", content.getvalue())
 
 
 class StopTrainingOnViolation(BaseCallback):

@@ -2,27 +2,34 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from copy import copy
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import gymnasium as gym
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_cpo import critics, log_keys
+from sb3_cpo import critics, distributed, log_keys
 from sb3_cpo.arguments import check_arguments
 from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples
+from sb3_cpo.checkpoints import TrainingCheckpoint
+from sb3_cpo.checkpoints.callbacks import walk
 from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_model import CostModel
-from sb3_cpo.cost_signal import MissingCost
+from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.defaults import TOTAL_TIMESTEPS
-from sb3_cpo.env_facts import check_finite, episode_length, name_env, notice_resets
+from sb3_cpo.env_facts import check_finite, episode_length, is_wrapped, name_env, notice_resets
+from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
+from sb3_cpo.mistakes import explain_step, warn_of_negative_limits
 from sb3_cpo.monitor import CostMonitor
-from sb3_cpo.policies import CostActorCriticPolicy
 
 # Fewer episodes in a rollout are worth a warning
 FEW_EPISODES = 10
@@ -56,6 +63,14 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     Arguments: see :class:`~sb3_cpo.cost_model.CostModel`.
     """
 
+    changed_by_update: ClassVar[tuple[str, ...]] = ()
+    """Attributes beside the policy that an update changes, and that are put back if it fails."""
+    _checkpoints: Sequence[TrainingCheckpoint] = ()
+    """Those among the callbacks of this ``learn``."""
+    _log_interval: int = 1
+    _knows_lives: bool
+    """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
+
     # ---------------------------------------------------------------- rollout
 
     def _setup_learn(
@@ -70,14 +85,36 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             raise ValueError(f"this {type(self).__name__} has no environment: pass env= to load, or call set_env first")
         # What the user assigned since then
         check_arguments(vars(self), None)
+        self._knows_lives = False
+        resumption, has_custom_logger = self._resumption, self._custom_logger
+        if resumption is not None:
+            total_timesteps = resumption.begin_learn(self, total_timesteps, reset_num_timesteps)
+            reset_num_timesteps = False
         # SB3 resets the environments in exactly these cases
         if reset_num_timesteps:
+            self._run = None
             self._forget_costs()
         elif self._last_obs is None:
             self._forget_episodes()
-        if self.cost_limits.keys and all(self.env.env_is_wrapped(CostMonitor)):
-            self.env.env_method("watch_costs", self.cost_limits.keys)
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._shared_statistics = distributed.join(self)
+        if distributed.rank() > 0:
+            callback, progress_bar = None, False
+        with EnvWatch(self.env, lambda: self.num_timesteps):
+            is_silence_zero = self.missing_cost == "zero"
+            is_one_cost = is_silence_zero and self.cost_limits.is_limited and self.n_costs == 1
+            keys = self.cost_limits.keys or (("cost",) if is_one_cost else ())
+            if keys and is_wrapped(self.env, CostMonitor):
+                self.env.env_method("watch_costs", keys, is_silence_zero)
+            total_timesteps, callback = super()._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
+        self._n_updates_at_start = self._n_updates
+        if resumption is not None:
+            resumption.finish_setup(self, has_custom_logger)
+        self._checkpoints = [part for part in walk(callback) if isinstance(part, TrainingCheckpoint)]
+        for checkpoint in self._checkpoints:
+            checkpoint.prepare(callback)
+        return total_timesteps, callback
 
     def _forget_episodes(self) -> None:
         """The environments are reset, perhaps they are others."""
@@ -86,30 +123,55 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        if not isinstance(rollout_buffer, CostRolloutBuffer):
-            raise ValueError(f"the rollout buffer has no costs: it is a {type(rollout_buffer).__name__}")
+        rollout_buffer = self._check_buffer(rollout_buffer, n_rollout_steps)
         # Assigned since then, perhaps
         rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
         rollout_buffer.cost_gamma = self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
         rollout_buffer.cost_gae_lambda = self.cost_gae_lambda
+        if self._resumption is not None:
+            self._resumption.begin_rollout(self, callback)
+            self._resumption = None
+        for checkpoint in self._checkpoints:
+            checkpoint.between_updates()
         self.ledger.start_rollout()
+        self._is_stopped_elsewhere = False
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
+        watch = EnvWatch(env, lambda: self.num_timesteps)
         try:
-            with notice_resets(env, rollout_buffer):
+            with notice_resets(env, rollout_buffer), watch:
                 is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
-        except BaseException:
-            # Interrupted: if `learn` is called again, the episodes in progress go on
-            if not rollout_buffer.full:
+            elif rollout_buffer.on_full is not None:
+                name = f"{type(rollout_buffer).__name__}.compute_returns_and_advantage"
+                raise ValueError(f"{name} must call that of CostRolloutBuffer: the costs of the rollout were not counted")
+            is_complete = is_complete and not self._is_stopped_elsewhere
+        except BaseException as error:
+            # Interrupted: if `learn` is called again, the episodes in progress go on. One of several processes is lost to the
+            # others
+            if not rollout_buffer.full and distributed.world_size() == 1:
                 self._count_stopped_rollout()
+            if watch.is_step_lost or isinstance(error, Exception):
+                # unless nobody knows where the environments stand: they will be reset
+                self._last_obs = None
+            if isinstance(error, ValueError | gym.error.Error):
+                explain_step(error)
             raise
         finally:
             # They hold the user's callback, its locals and this model
             del self._rollout_callback
             rollout_buffer.on_full = None
         return is_complete
+
+    def _check_buffer(self, buffer: RolloutBuffer, n_steps: int) -> CostRolloutBuffer:
+        """The user may have replaced it."""
+        if not isinstance(buffer, CostRolloutBuffer):
+            raise ValueError(f"the rollout buffer has no costs: it is a {type(buffer).__name__}")
+        has, needs = (buffer.buffer_size, buffer.n_envs, buffer.n_costs), (n_steps, self.n_envs, self.n_costs)
+        if has != needs:
+            raise ValueError(f"the rollout buffer has room for {has} steps, environments and costs; this model needs {needs}")
+        return buffer
 
     def _finish_stopped_step(self, step: dict[str, Any]) -> None:
         """The callback stopped inside a step, which SB3 then forgets; the episodes in progress must not lose its costs."""
@@ -123,11 +185,13 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             step["log_probs"],
         )
         self._last_obs, self._last_episode_starts = step["new_obs"], step["dones"]
+        # The other processes see it at the end of their rollouts
+        distributed.gather(False)
         self._count_stopped_rollout()
 
     def _count_stopped_rollout(self) -> None:
-        """Count the costs of a rollout that ends before the buffer is full and makes no update."""
-        n_steps = self.rollout_buffer.pos
+        """Count the costs of a rollout that makes no update."""
+        n_steps = self.rollout_buffer.buffer_size if self.rollout_buffer.full else self.rollout_buffer.pos
         self.safety.add_costs(self.rollout_buffer.costs[:n_steps])
         self._add_costs(n_steps)
 
@@ -135,21 +199,44 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """SB3 calls this at every step, before ``rollout_buffer.add``: ``rollout_buffer.pos`` is the row being written."""
         assert dones is not None
         buffer, step = self.rollout_buffer, self._rollout_callback.locals
+        if buffer is not step["rollout_buffer"]:
+            raise ValueError("model.rollout_buffer was replaced within a rollout: replace it between two calls of learn")
+        env = step["env"]
+        # Steps of all processes
+        self.num_timesteps += (distributed.world_size() - 1) * len(dones)
+        # What the environments say is finite (`EnvWatch`)
+        source = "" if env is env.unwrapped else f" from {type(env).__name__}"
         for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
-            check_finite(what, values, step["env"], self.num_timesteps)
+            check_finite(what + source, values, env, self.num_timesteps, largest=LARGEST_COST)
+        # Some VecEnvs have nothing to say in most steps, not even one empty dictionary per environment
+        infos = infos or [{} for _ in range(buffer.n_envs)]
         costs, lengths = self._read_costs(infos), {}
         for index in np.flatnonzero(dones).tolist():
             info = infos[index]
-            if "episode" in info:
+            if info.get("episode") is None:
+                self._warn_of_lost_lives(env)
+            else:
                 self.ledger.returns.append(float(info["episode"]["r"]))
                 lengths[index] = info["episode"]["l"]
             terminal_obs = info.get("terminal_observation")
-            check_finite("terminal observation", terminal_obs, step["env"], self.num_timesteps, index)
+            check_finite("terminal observation" + source, terminal_obs, env, self.num_timesteps, index, LARGEST_COST)
             # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
-            if self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False):
+            is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False)
+            # As SB3 for the reward: where nobody tells the last observation, nothing is bootstrapped
+            if is_bootstrapped and terminal_obs is not None:
                 buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
         buffer.add_step_info(costs, dones, lengths)
         super()._update_info_buffer(infos, dones)
+
+    def _warn_of_lost_lives(self, env: VecEnv) -> None:
+        """An episode has ended of which no monitor says anything."""
+        if not self._knows_lives and is_wrapped(env, Monitor):
+            warnings.warn(
+                "an episode ended that goes on for the monitor: a wrapper around the monitor ends episodes, at a lost life "
+                "for instance (EpisodicLifeEnv). The mean episode cost and its limit are of these short episodes; monitor.csv "
+                "and evaluations sum the costs of the whole game"
+            )
+        self._knows_lives = True
 
     def _read_costs(self, infos: list[dict[str, Any]]) -> np.ndarray:
         """(n_envs, n_costs)"""
@@ -176,6 +263,11 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """
         buffer, ledger, env = self.rollout_buffer, self.ledger, self.env
         assert env is not None
+        buffer.on_full = None
+        if not all(distributed.gather(True)):
+            self._is_stopped_elsewhere = True
+            self._count_stopped_rollout()
+            return
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if self.cost_gamma < 1:
             buffer.cost_discounts = self.cost_gamma ** ledger.steps_in_episode(buffer.episode_ends)[:, :, None]
@@ -184,10 +276,11 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         if self.has_cost_critic and self.n_costs > 0:
             last_values = critics.value_costs(self.policy, buffer, self._last_obs, self.device)
             # Values with another discount than J's say nothing about what is still to come of J
-            cut_values = last_values if buffer.cost_gamma == self.cost_gamma else None
+            cut_values = distributed.concatenate(last_values) if buffer.cost_gamma == self.cost_gamma else None
         before = ledger.estimate
         # Asked only where it is needed: environments may be other processes
-        length = None if buffer.is_counted.any() else episode_length(env)
+        has_ended = any(distributed.gather(bool(buffer.is_counted.any())))
+        length = None if has_ended else episode_length(env)
         estimate = ledger.close_rollout(cut_values, length, self.cost_estimator)
         is_known = estimate.n_episodes > 0
         if not is_known and self.n_costs > 0 and (before is None or before.n_episodes > 0):
@@ -201,6 +294,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
                 "steps: the mean cost of so few says little, and how it changes with the policy less. Raise n_steps "
                 f"(now {self.n_steps})"
             )
+        if is_known and before is None:
+            warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits.names)
         ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches
@@ -221,26 +316,52 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
     def train(self) -> None:
         """Update policy and critics using the currently gathered rollout buffer: all of them, or none if it fails."""
         self._update_learning_rate(self.policy.optimizer)
+        self._shared_statistics = distributed.merge_statistics(self.get_vec_normalize_env(), self._shared_statistics)
         put_back = critics.snapshot(self.policy)
+        before = {name: copy(vars(self)[name]) for name in self.changed_by_update}
         try:
+            is_first = self._take_first_statistics()
             rollout = self._rollout()
+            if is_first:
+                rollout = self._as_acted_by_present_policy(rollout)
             row = self._update_policy(rollout) | self._fit_critics(rollout)
-            if isinstance(self.policy, CostActorCriticPolicy):
-                self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())
+            # Asked by name: `torch.compile` hides the class
+            if not is_first and hasattr(self.policy, "update_observation_statistics"):
+                self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())  # type: ignore[operator]
         except BaseException:
             put_back()
+            vars(self).update(before)
             # Nothing is to be expected of an update that did not happen
             self.ledger.predicted_change = None
             raise
         self._n_updates += 1
-        self._record({**row, "train/n_updates": self._n_updates})
+        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        self._record({**row, "train/n_updates": self._n_updates, "train/learning_rate": learning_rate})
 
     def _rollout(self) -> Rollout:
         # As in the rollout (this affects batch norm / dropout): the policy that acted is the one that is changed
         self.policy.set_training_mode(False)
         samples = next(self.rollout_buffer.get(batch_size=None))
         assert self.cost_estimate is not None
-        return Rollout(samples, self.cost_estimate, self.current_cost_limit, critics.actor_parameters(self.policy, samples))
+        # A callback, which only the first process has, may have changed it
+        limit = distributed.gather(self.current_cost_limit)[0]
+        return Rollout(samples, self.cost_estimate, limit, critics.actor_parameters(self.policy, samples))
+
+    def _take_first_statistics(self) -> bool:
+        """
+        The first statistics of observations change the policy more than all later ones together. They are taken before the
+        first update, while its actions hardly depend on the observations, and not after it, unseen by the trust region.
+        """
+        if not getattr(self.policy, "lacks_observation_statistics", False):
+            return False
+        self.policy.update_observation_statistics(self.rollout_buffer.flat_observations())  # type: ignore[operator]
+        return True
+
+    @th.no_grad()
+    def _as_acted_by_present_policy(self, rollout: Rollout) -> Rollout:
+        samples = rollout.samples
+        log_prob = self.policy.get_distribution(samples.observations).log_prob(samples.actions)
+        return rollout._replace(samples=samples._replace(old_log_prob=log_prob))
 
     def _update_policy(self, rollout: Rollout) -> Row:
         """Change the policy, and say how. Implemented by individual algorithms."""
@@ -252,20 +373,34 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """
         self.policy.set_training_mode(True)
         losses = critics.fit_critics(
-            self.policy, self.rollout_buffer, rollout.actor_params, self.batch_size, self.n_critic_updates, recent
+            self.policy,
+            self.rollout_buffer,
+            rollout.actor_params,
+            self.batch_size // distributed.world_size(),
+            self.n_critic_updates,
+            recent,
         )
         return log_keys.of_critics(losses, self.rollout_buffer, self.policy)
 
     # ---------------------------------------------------------------- logs
 
     def _record(self, row: Row) -> None:
-        log_keys.record(self.logger, row, self.cost_limits.names)
+        log_keys.record(self.logger, row, self.cost_limits.names, shows_all=self.verbose >= 2)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write log."""
+        if iteration > 0:
+            # SB3 counts them from where this process began, and not from where this `learn` did
+            iteration = self._n_updates - self._n_updates_at_start + 1
+            if iteration % self._log_interval != 0:
+                return
         limit = self.current_cost_limit if self.cost_limits.is_limited else None
         self._record(log_keys.of_ledger(self.ledger, limit, self.cost_shaping is not None))
-        super().dump_logs(iteration)
+        try:
+            super().dump_logs(iteration)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(error.errno, f"the log could not be written at step {self.num_timesteps}: {reason}") from error
 
     def learn(
         self: SelfConstrainedOnPolicyAlgorithm,
@@ -276,14 +411,24 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfConstrainedOnPolicyAlgorithm:
-        super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name or type(self).__name__,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        self._log_interval = log_interval
+        try:
+            super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval and 1,  # dump_logs knows better
+                tb_log_name=tb_log_name or type(self).__name__,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        except Exception as error:
+            for checkpoint in self._checkpoints:
+                checkpoint.exit_if_terminated(error)
+            raise
+        finally:
+            for checkpoint in self._checkpoints:
+                checkpoint.release()
+            self._checkpoints = []
         if self.verbose >= 1 and self.cost_limits.is_limited:
             print(self.safety.summary(self.cost_limits.names))
         return self

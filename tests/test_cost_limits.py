@@ -3,7 +3,6 @@ import pytest
 
 from sb3_cpo.cost_limits import CostLimits, parse_cost_limit, read_limits
 from sb3_cpo.cost_signal import read_costs
-from sb3_cpo.log_keys import short_names
 
 
 @pytest.mark.parametrize(
@@ -116,14 +115,6 @@ def test_two_environments_with_one_cost_are_not_one_environment_with_two():
         read_costs([{"cost": 1.0}, {"cost": 2.0}], None, 2)
     with pytest.raises(ValueError, match="expected shape"):
         read_costs([{"cost": [1.0, 2.0]}, {"cost": [1.0, 2.0]}], None, 4)
-
-
-def test_short_names_are_short_and_differ():
-    names = ["speed", "cost_velocity_left", "cost_velocity_right"]
-    short = short_names(names)
-    assert short[0] == "speed"
-    assert len(set(short)) == 3
-    assert max(map(len, short)) <= 9
 
 
 def test_schedules_stay_between_beginning_and_end_when_the_last_rollout_goes_beyond():

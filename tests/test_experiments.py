@@ -12,7 +12,8 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
-from stable_baselines3.common.logger import Logger
+
+from sb3_cpo import find_checkpoint
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -101,48 +102,27 @@ def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):
     assert Path("out/double integrator_seed0.csv").exists()
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    args = (*PROMISE, "--only", "double integrator", "--steps", "4000", "--save-every", "0")
+def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path):
+    args = (*PROMISE, "--only", "double integrator", "--steps", "2500", "--save-every", "0")
     checkpoints = tmp_path / "out" / "double integrator_seed0.unfinished"
     where = {"cwd": tmp_path, "env": ENVIRONMENT, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(command("experiments/promise.py", *args), start_new_session=True, **where) as process:
         try:
             end = time.monotonic() + 200
-            while not list(checkpoints.glob("000000000[3-9]00")) and time.monotonic() < end and process.poll() is None:
+            while not list(checkpoints.glob("*_[3-9]00_steps.zip")) and time.monotonic() < end and process.poll() is None:
                 time.sleep(0.01)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
-    newest = max(checkpoints.glob("[0-9]*"))
-    before = pd.DataFrame(pd.read_pickle(newest / "rows.pkl")[0])
+    n_steps = find_checkpoint(checkpoints).state["num_timesteps"]
     assert not (tmp_path / "out" / "double integrator_seed0.csv").exists()
 
     result = subprocess.run(command("experiments/promise.py", *args), text=True, check=True, **where)
-    assert f"from step {int(newest.name):,} to 4,000" in result.stderr
-    rows = pd.read_csv(tmp_path / "out" / "double integrator_seed0.csv")
-    assert rows["steps"].tolist() == list(range(100, 4001, 100))
-    np.testing.assert_allclose(rows.iloc[: len(before)], before, rtol=1e-5)
+    assert f"from step {n_steps:,} to 2,500" in result.stderr
+    subprocess.run(command("experiments/promise.py", *args, "--output", "whole"), check=True, **where)
+    resumed, whole = (tmp_path / folder / "double integrator_seed0.csv" for folder in ("out", "whole"))
+    assert len(pd.read_csv(whole)) == 25
+    assert resumed.read_text() == whole.read_text()
     assert not checkpoints.exists()
-
-
-def test_a_checkpoint_that_cannot_be_read_leaves_the_one_before(tmp_path, promise, capfd):
-    make_model, make_row, runs = sys.modules["promise"].make_model, sys.modules["promise"].make_row, sys.modules["runs"]
-    small = runs.Run("double integrator", 0, 600, SETTINGS)
-    model, rows = make_model(small), []
-    model.set_logger(Logger(None, [runs._Rows(rows, make_row)]))
-    model.learn(600, callback=runs._Checkpoints(tmp_path / "parts", rows, 0.0))
-    parts = sorted(path.name for path in (tmp_path / "parts").iterdir())
-    assert parts == ["000000000400", "000000000500"]
-    torn = tmp_path / "parts" / parts[-1] / "model.zip"
-    torn.write_bytes(torn.read_bytes()[:1000])
-
-    again, known = make_model(small), []
-    again.set_logger(Logger(None, [runs._Rows(known, make_row)]))
-    continued = runs._continue(again, small, tmp_path / "parts", known)
-    assert "000000000500 cannot be read, trying the one before" in capfd.readouterr().err
-    assert continued.num_timesteps == 400
-    assert [row["steps"] for row in known] == [100, 200, 300, 400]
-    # What the update after row 400 has logged is for row 500
-    assert "train/violation/cost_speed" in continued.logger.name_to_value
 
 
 def test_variants_are_compared_in_a_table_and_two_pictures(promise, monkeypatch, tmp_path, capfd):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+import zipfile
 from importlib import import_module
 from pathlib import Path
 
@@ -224,8 +225,11 @@ NORMALIZED = [*POINT, "--seed", "1", *TINY, "normalize:True"]
 
 
 def observation_mean(path):
-    with open(path, "rb") as file:
-        return pickle.load(file).obs_rms.mean
+    """Of the statistics in a model's file, or in one of their own."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return pickle.loads(archive.read("vecnormalize.pkl")).obs_rms.mean
+    return pickle.loads(Path(path).read_bytes()).obs_rms.mean
 
 
 @pytest.fixture
@@ -239,8 +243,8 @@ def killed_run(run):
 
 @pytest.mark.parametrize("n_steps", [200, 400])
 def test_a_killed_run_continues_with_the_statistics_of_its_checkpoint(killed_run, n_steps):
-    statistics = observation_mean(killed_run / f"rl_model_vecnormalize_{n_steps}_steps.pkl")
-    assert (statistics != observation_mean(killed_run / f"rl_model_vecnormalize_{600 - n_steps}_steps.pkl")).any()
+    statistics = observation_mean(killed_run / f"rl_model_{n_steps}_steps.zip")
+    assert (statistics != observation_mean(killed_run / f"rl_model_{600 - n_steps}_steps.zip")).any()
     checkpoint = str(killed_run / f"rl_model_{n_steps}_steps.zip")
     small = {"n_steps": 100, "n_envs": 2, "batch_size": 50, "n_timesteps": 200}
     # As the command line does, and where it was forgotten that the run normalises
@@ -260,9 +264,9 @@ def test_a_killed_run_continues_with_the_statistics_of_its_checkpoint(killed_run
 
 
 def test_the_best_model_is_continued_and_watched_with_its_own_statistics(killed_run, run):
-    best = killed_run / "best_model_vecnormalize.pkl"
     # As where the first evaluation was the best
-    best.write_bytes((killed_run / "rl_model_vecnormalize_200_steps.pkl").read_bytes())
+    best = killed_run / "best_model.zip"
+    best.write_bytes((killed_run / "rl_model_200_steps.zip").read_bytes())
     manager = make_manager(
         "cpo", "SafePointCircle-v0", "logs", {"n_timesteps": 200}, trained_agent=str(killed_run / "best_model.zip")
     )
@@ -273,7 +277,7 @@ def test_the_best_model_is_continued_and_watched_with_its_own_statistics(killed_
     assert f"Loading running average: {best}" in out
     assert "The stochastic policy, by which the best model was chosen" in out
     out = run(enjoy, *enjoyed, "--load-checkpoint", "400")
-    assert f"Loading running average: {killed_run}/rl_model_vecnormalize_400_steps.pkl" in out
+    assert f"Loading running average: {killed_run}/rl_model_400_steps.zip" in out
     assert "The stochastic policy" not in out
     assert "The stochastic policy" not in run(enjoy, *enjoyed, "--load-best", "--deterministic")
 
@@ -282,7 +286,13 @@ def test_a_model_without_its_statistics_is_not_continued_with_fresh_ones(killed_
     for path in killed_run.rglob("*vecnormalize*.pkl"):
         path.unlink()
     checkpoint = str(killed_run / "rl_model_400_steps.zip")
-    with pytest.raises(ValueError, match="no statistics of VecNormalize lie beside"):
+    # One of SB3's, which holds none
+    with zipfile.ZipFile(checkpoint) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist() if name != "vecnormalize.pkl"}
+    with zipfile.ZipFile(checkpoint, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="no statistics of VecNormalize lie in"):
         run(train, *NORMALIZED, "-n", "200", "-i", checkpoint)
     run(train, *NORMALIZED[:-1], "normalize:False", "-n", "200", "-i", checkpoint)
 

@@ -44,6 +44,13 @@ class PointSimulation:
         self.qpos, self.qvel = robots.move_point(self.qpos, control, self.env.position_limit)
         return robots.point_state(self.qpos, self.qvel, action, self._com_offset)
 
+    def get_checkpoint_state(self) -> dict[str, np.ndarray]:
+        """Everything that the next steps depend on."""
+        return {"qpos": self.qpos.copy(), "qvel": self.qvel.copy()}
+
+    def set_checkpoint_state(self, state: dict[str, np.ndarray]) -> None:
+        self.qpos, self.qvel = state["qpos"].copy(), state["qvel"].copy()
+
     def show(self, env: RobotEnv, row: int) -> None:
         """Bring an environment to the state of one copy."""
         env.set_state(self.qpos[row], self.qvel[row])
@@ -113,6 +120,13 @@ class PhysicsSimulation:
         if is_out_of_range.any():
             self.batch.reset(np.flatnonzero(is_out_of_range).astype(np.int32), stage=self.stage)
         return is_broken | is_out_of_range
+
+    def get_checkpoint_state(self) -> dict[str, np.ndarray]:
+        """Everything that the next steps depend on."""
+        return {"state": self.batch.state.copy(), "warning": self.batch.warning.copy()}
+
+    def set_checkpoint_state(self, state: dict[str, np.ndarray]) -> None:
+        self.batch.state[:], self.batch.warning[:] = state["state"], state["warning"]
 
     def show(self, env: RobotEnv, row: int) -> None:
         """Bring an environment to the state of one copy."""

@@ -266,6 +266,17 @@ class V4Simulation:
         self.is_broken = self._n_bad_states.any(axis=1) if self._n_bad_states.any() else None
         return V4State(self.qpos, self.qvel, self._position, before, actions, self._dynamics, self.is_broken)
 
+    def get_checkpoint_state(self) -> dict[str, np.ndarray]:
+        """Everything that the next steps depend on."""
+        state = {"state": self.batch.state.copy(), "warning": self.batch.warning.copy(), "position": self._position.copy()}
+        return {**state, "cfrc_ext": self._cfrc_ext.copy()} if self._is_humanoid else state
+
+    def set_checkpoint_state(self, state: dict[str, np.ndarray]) -> None:
+        self.batch.state[:], self.batch.warning[:] = state["state"], state["warning"]
+        self._position = state["position"].copy()
+        if self._is_humanoid:
+            self._cfrc_ext[:] = state["cfrc_ext"]
+
     def show(self, env: Any, row: int) -> None:
         """Bring an environment to the state of one copy."""
         env.set_state(self.qpos[row].copy(), self.qvel[row].copy())

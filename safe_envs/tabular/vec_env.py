@@ -1,6 +1,7 @@
 """Many copies of one tabular CMDP, stepped together: SB3 trains on them in seconds."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -69,6 +70,15 @@ class TabularVecEnv(VecEnv):
         self.states[indices] = self.rng.choice(self.cmdp.n_states, size=len(indices), p=self.cmdp.initial)
         self.returns[indices] = 0.0
         self.lengths[indices] = 0
+
+    def get_checkpoint_state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, for checkpoints of a training."""
+        names = ("states", "returns", "lengths", "rng", "_seeds", "_options")
+        return {name: deepcopy(vars(self)[name]) for name in names}
+
+    def set_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        vars(self).update(deepcopy(state))
 
     def close(self) -> None:
         pass

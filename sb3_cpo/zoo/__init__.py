@@ -32,7 +32,7 @@ from sb3_cpo.zoo.hyperparams_opt import (
     sample_pdo_params,
     sample_trpo_params,
 )
-from sb3_cpo.zoo.runs import SaveBestStatistics, latest_run_id
+from sb3_cpo.zoo.runs import latest_run_id
 
 rl_zoo3.ALGOS.update(cpo=CPO, pdo=PDO, fpo=FPO, trpo=TRPO)
 HYPERPARAMS_SAMPLER.update(cpo=sample_cpo_params, pdo=sample_pdo_params, fpo=sample_fpo_params, trpo=sample_trpo_params)
@@ -43,9 +43,8 @@ rl_zoo3.utils.make_vec_env = make_vec_env
 rl_zoo3.exp_manager.make_vec_env = make_vec_env
 rl_zoo3.exp_manager.EvalCallback = CostEvalCallback  # type: ignore[misc]
 rl_zoo3.exp_manager.ProgressBarCallback = CostProgressBarCallback  # type: ignore[misc]
-# A checkpoint can be continued only with its statistics
+# Of SB3's algorithms; ours have training checkpoints. One can be continued only with its statistics
 rl_zoo3.exp_manager.CheckpointCallback = partial(CheckpointCallback, save_vecnormalize=True)  # type: ignore[misc,assignment]
-rl_zoo3.exp_manager.SaveVecNormalizeCallback = SaveBestStatistics  # type: ignore[misc]
 # For enjoy and videos; the experiment manager, which numbers new runs, has its own
 rl_zoo3.utils.get_latest_run_id = latest_run_id
 rl_zoo3.exp_manager.TrialEvalCallback = ConstrainedTrialEvalCallback  # type: ignore[assignment,misc]

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import yaml
 from rl_zoo3.utils import ALGOS, StoreDict, get_model_path, get_saved_hyperparams
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo import make_vec_env
 from sb3_cpo.zoo.experiment_manager import HYPERPARAMS
-from sb3_cpo.zoo.runs import create_test_env, statistics_of
+from sb3_cpo.zoo.runs import create_test_env, load_statistics
 
 
 class Agent(NamedTuple):
@@ -82,8 +82,7 @@ def _open_run(options: argparse.Namespace, seed: int, env_kwargs: dict[str, Any]
 def _open_file(options: argparse.Namespace, seed: int, env_kwargs: dict[str, Any]) -> Agent:
     path = Path(options.model)
     env = make_vec_env(options.env, seed=seed, env_kwargs={**(options.env_kwargs or {}), **env_kwargs})
-    statistics = statistics_of(options.model, options.env)
-    if statistics is not None:
-        env = VecNormalize.load(str(statistics), env)
-        env.training = env.norm_reward = False
+    normalized = load_statistics(options.model, options.env, env)
+    if normalized is not None:
+        env, normalized.training, normalized.norm_reward = normalized, False, False
     return Agent(str(path), env, path.parent, path.stem)

@@ -1,5 +1,6 @@
 """rl_zoo3's ``ExperimentManager`` for constrained algorithms: limits and schedules, ``vec_env`` and the tuner."""
 
+import contextlib
 import os
 import pickle
 import sys
@@ -11,24 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
+from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from safe_envs import BatchVecEnv
+from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.zoo.costs import add_cost
 from sb3_cpo.zoo.episodes import EpisodeWriter
 from sb3_cpo.zoo.hyperparams_opt import describe_trial, is_feasible, violation_of
-from sb3_cpo.zoo.runs import statistics_of
+from sb3_cpo.zoo.runs import checkpoint_folder, load_statistics
 
 HYPERPARAMS = {algo: f"sb3_cpo.zoo.hyperparams.{algo}" for algo in ("cpo", "pdo", "fpo", "trpo")}
+# Between the checkpoints of a run
+CHECKPOINT_SECONDS = 60.0
 VEC_ENVS: dict[str, type[VecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv, "batch": BatchVecEnv}
 
 
@@ -73,6 +80,12 @@ class ConstrainedExperimentManager(ExperimentManager):
             self.deterministic_eval = False
         if getattr(self.args, "cost", None) is not None:
             add_cost(self.env_name.gym_id, self.args.cost)
+        self.resumed_run: str | None = getattr(self.args, "resume", None)
+        if self.resumed_run is not None:
+            if algo not in HYPERPARAMS:
+                raise ValueError(f"--resume is for {', '.join(HYPERPARAMS)}, not for {algo}: continue that with -i")
+            self.save_path, self.params_path = self.resumed_run, f"{self.resumed_run}/{self.env_name}"
+            self.continue_training = True
         # What the command line says comes before what the YAML file says
         self.vec_env_type = vec_env_type
         if vec_env_type is not None:
@@ -97,9 +110,44 @@ class ConstrainedExperimentManager(ExperimentManager):
         return super()._preprocess_hyperparams(hyperparams)
 
     def create_callbacks(self) -> None:
+        save_freq, self.save_freq = self.save_freq, -1 if self.algo in HYPERPARAMS else self.save_freq
         super().create_callbacks()
+        if self.algo in HYPERPARAMS and not self.optimize_hyperparameters:
+            self.callbacks.append(self._make_checkpoints(save_freq))
         if self._has_one_monitor_file:
             self.callbacks.append(EpisodeWriter(self.save_path, self.env_name.gym_id))
+
+    def _make_checkpoints(self, save_freq: int) -> TrainingCheckpoint:
+        """With ``--save-freq`` all are kept, for ``enjoy`` too; otherwise there is a recent one, for ``--resume``."""
+        folder = checkpoint_folder(self.save_path, save_freq)
+        if save_freq > 0:
+            return TrainingCheckpoint(max(save_freq // self.n_envs, 1), folder, "rl_model", n_kept=None, verbose=2)
+        return TrainingCheckpoint(1, folder, "rl_model", n_kept=2, min_seconds=CHECKPOINT_SECONDS)
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.resumed_run is None:
+            return super().read_hyperparameters()
+        # As they were, whatever the table says today
+        text = Path(self.params_path, "config.yml").read_text()
+        return dict(yaml.load(text, Loader=yaml.UnsafeLoader)), yaml.load(text, Loader=yaml.UnsafeLoader)
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        if self.resumed_run is None:
+            return super()._load_pretrained_agent(hyperparams, env)
+        algorithm: Any = ALGOS[self.algo]
+        folder = checkpoint_folder(self.save_path, self.args.save_freq)
+        model = algorithm.resume(folder, env, self.device, tensorboard_log=self.tensorboard_log, verbose=self.verbose)
+        print(f"Going on with {self.save_path} at step {model.num_timesteps:,}")
+        return model
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self.resumed_run is None:
+            super()._save_config(saved_hyperparams)
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """rl_zoo3's. After Ctrl-C, which ends workers too, there may be nobody left to be told to close."""
+        with contextlib.suppress(ConnectionError):
+            super().learn(model)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         return super().create_envs(n_envs, eval_env, no_log or self._has_one_monitor_file)
@@ -115,25 +163,24 @@ class ConstrainedExperimentManager(ExperimentManager):
 
         :raises ValueError: there are no statistics beside the model that is to be continued
         """
-        if not self.continue_training:
+        if not self.continue_training or self.resumed_run is not None:
             # Where no agent is named, rl_zoo3 takes statistics that happen to lie in the current folder
             trained_agent, self.trained_agent = self.trained_agent, os.devnull
             try:
                 return super()._maybe_normalize(env, eval_env)
             finally:
                 self.trained_agent = trained_agent
-        path = statistics_of(self.trained_agent, self.env_name)
-        if path is not None:
-            print(f"Loading saved VecNormalize stats: {path}")
-            env = VecNormalize.load(str(path), env)
+        normalized = load_statistics(self.trained_agent, self.env_name, env)
+        if normalized is not None:
+            env = normalized
             # Whatever the hyperparameters say: they are saved with the model that they belong to
             self.normalize = True
             if eval_env:
                 env.training = env.norm_reward = False
         elif self.normalize:
             raise ValueError(
-                f"no statistics of VecNormalize lie beside {self.trained_agent}: with fresh ones, this policy would see other "
-                "observations than it has learned from. Checkpoints (--save-freq) bring theirs along; for a model that was "
+                f"no statistics of VecNormalize lie in {self.trained_agent} or beside it: with fresh ones, this policy would "
+                "see other observations than it has learned from. Checkpoints bring theirs along; for a model that was "
                 "trained without VecNormalize: -params normalize:False"
             )
         return env

@@ -1,27 +1,28 @@
 """What the zoo finds of earlier runs: the last one that left a model, the statistics of ``VecNormalize``, the environment."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
 
 import rl_zoo3.utils
-from rl_zoo3.callbacks import SaveVecNormalizeCallback
+import yaml
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
+from sb3_cpo.checkpoints import list_checkpoints, load_vec_normalize
 from sb3_cpo.zoo.costs import add_cost_of_run
 
-BEST_STATISTICS = "best_model_vecnormalize.pkl"
 CHECKPOINT = re.compile(r"(.*)_(\d+)_steps")
-
-
-class SaveBestStatistics(SaveVecNormalizeCallback):
-    """rl_zoo3's, which keeps one file that the end of training overwrites; the best model keeps its own beside it."""
-
-    def _on_step(self) -> bool:
-        env = self.model.get_vec_normalize_env()
-        if env is not None:
-            env.save(str(Path(self.save_path).parent / BEST_STATISTICS))
-        return super()._on_step()
+# What a resumed run takes from the command line, and not from its args.yml
+OF_THIS_COMMAND = ("resume", "log_folder", "device", "num_threads", "verbose", "progress", "n_jobs")
+RESUME: dict[str, Any] = {
+    "nargs": "?",
+    "const": "latest",
+    "default": None,
+    "metavar": "FOLDER",
+    "help": "go on with an interrupted run, exactly: its folder; none: the last run of --algo and --env. It has its arguments "
+    "from its args.yml; -n can extend it",
+}
 
 
 def latest_run_id(log_path: str, env_name: str) -> int:
@@ -35,6 +36,52 @@ def latest_run_id(log_path: str, env_name: str) -> int:
     return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
+def checkpoint_folder(run_folder: str | Path, save_freq: int) -> Path:
+    """Where a run has its training checkpoints: with ``--save-freq`` beside its models, where all are kept."""
+    return Path(run_folder) if save_freq > 0 else Path(run_folder) / "checkpoints"
+
+
+def _has_checkpoint(run_folder: Path) -> bool:
+    return any(list_checkpoints(checkpoint_folder(run_folder, save_freq)) for save_freq in (0, 1))
+
+
+def take_over(options: argparse.Namespace) -> None:
+    """
+    ``--resume``: the options of the run that goes on.
+
+    :raises ValueError: there is no such run, or it has no checkpoint
+    """
+    if options.resume == "latest":
+        runs = Path(options.log_folder, options.algo).glob(f"{options.env}_[0-9]*")
+        numbers = [int(number) for run in runs if (number := run.name.rpartition("_")[2]).isdigit() and _has_checkpoint(run)]
+        if not numbers:
+            raise ValueError(f"--resume: no run of {options.algo} in {options.env} has a checkpoint in {options.log_folder}")
+        folder = Path(options.log_folder, options.algo, f"{options.env}_{max(numbers)}")
+    else:
+        folder = Path(options.resume)
+    args_file = next(folder.glob("*/args.yml"), None)
+    if args_file is None or not _has_checkpoint(folder):
+        missing = "checkpoint" if args_file else "args.yml of a run"
+        raise ValueError(f"--resume: there is no {missing} in {folder}")
+    saved = yaml.load(args_file.read_text(), Loader=yaml.UnsafeLoader)
+    if options.n_timesteps > 0:
+        del saved["n_timesteps"]
+    vars(options).update({key: value for key, value in saved.items() if key not in OF_THIS_COMMAND})
+    options.resume, options.trained_agent = str(folder), ""
+
+
+def load_statistics(model_path: str, env_name: str, venv: VecEnv) -> VecNormalize | None:
+    """The statistics of ``VecNormalize`` in a model's file or beside it, around an environment; None: there are none."""
+    env, path = load_vec_normalize(model_path, venv), Path(model_path)
+    if env is None:
+        beside = statistics_of(model_path, env_name)
+        if beside is None:
+            return None
+        env, path = VecNormalize.load(str(beside), venv), beside
+    print(f"Loading running average: {path}")
+    return env
+
+
 def statistics_of(model_path: str, env_name: str) -> Path | None:
     """
     The statistics of ``VecNormalize`` that lie beside a model; None: there are none.
@@ -43,8 +90,6 @@ def statistics_of(model_path: str, env_name: str) -> Path | None:
     """
     path = Path(model_path)
     candidates = [path.parent / env_name / "vecnormalize.pkl", path.parent / "vecnormalize.pkl"]
-    if path.stem == "best_model":
-        candidates.insert(0, path.with_name(BEST_STATISTICS))
     checkpoint = CHECKPOINT.fullmatch(path.stem)
     if checkpoint is not None:
         # As SB3's CheckpointCallback names them
@@ -67,10 +112,9 @@ def create_test_env(
     is_normalized, n_stack = hyperparams.get("normalize"), hyperparams.get("frame_stack", 0)
     env = rl_zoo3.utils.create_test_env(env_id, stats_path=None, hyperparams=hyperparams, **kwargs)
     if is_normalized:
-        path = statistics_of(model_path, Path(stats_path or "").name)
-        if path is None:
-            raise ValueError(f"no statistics of VecNormalize lie beside {model_path}")
-        print(f"Loading running average: {path}")
-        env = VecNormalize.load(str(path), env)
+        normalized = load_statistics(model_path, Path(stats_path or "").name, env)
+        if normalized is None:
+            raise ValueError(f"no statistics of VecNormalize lie in {model_path}, or beside it")
+        env = normalized
         env.training = env.norm_reward = False
     return VecFrameStack(env, n_stack) if n_stack else env

@@ -9,6 +9,7 @@ from sb3_cpo.zoo import ConstrainedExperimentManager
 from sb3_cpo.zoo.arguments import Changes, run
 from sb3_cpo.zoo.costs import OPTION, load_cost
 from sb3_cpo.zoo.experiment_manager import VEC_ENVS
+from sb3_cpo.zoo.runs import RESUME, take_over
 
 DESCRIPTION = """\
 Train CPO, PDO, FPO, TRPO (or any algorithm of rl_zoo3) with the hyperparameters of a YAML file, evaluate on the way, and
@@ -27,7 +28,10 @@ examples:
       %(prog)s --algo cpo --env MyEnv-v0 --gym-packages my_package --conf-file my.yml --vec-env subproc
   an environment without costs, and a function in my_costs.py: def speed(next_obs): return float(abs(next_obs[2]) > 4)
       %(prog)s --algo cpo --env Pendulum-v1 --cost my_costs:speed -params cost_limit:20
-  save a checkpoint every 100,000 steps; continue from one
+  go on with a run that was killed, as if it had not been; with the last one, or one that is named
+      %(prog)s --algo cpo --env SafeAntCircle-v0 --resume
+      %(prog)s --resume logs/cpo/SafeAntCircle-v0_3
+  keep a checkpoint every 100,000 steps; begin a new run with the policy of one
       %(prog)s --algo cpo --env SafeAntCircle-v0 --save-freq 100000
       %(prog)s --algo cpo --env SafeAntCircle-v0 -i logs/cpo/SafeAntCircle-v0_1/rl_model_100000_steps.zip
   search hyperparameters: the cost is a constraint. Start it several times to use several processes
@@ -57,7 +61,9 @@ def tune(prog: str = "sb3-cpo tune") -> None:
     _train(prog, {**CHANGES, "-optimize": {"default": True}})
 
 
-def _check_cost(options: argparse.Namespace) -> None:
+def _finish(options: argparse.Namespace) -> None:
+    if options.resume is not None:
+        take_over(options)
     if options.cost is not None:
         load_cost(options.cost)
 
@@ -65,7 +71,7 @@ def _check_cost(options: argparse.Namespace) -> None:
 def _train(prog: str, changes: Changes) -> None:
     rl_zoo3.train.ExperimentManager = ConstrainedExperimentManager  # type: ignore[misc]
     parser: dict[str, Any] = {"prog": prog, "description": DESCRIPTION, "epilog": EXAMPLES}
-    run(rl_zoo3.train.train, rl_zoo3.train, changes, {"--cost": OPTION}, _check_cost, **parser)
+    run(rl_zoo3.train.train, rl_zoo3.train, changes, {"--cost": OPTION, "--resume": RESUME}, _finish, **parser)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,13 @@ a crash of the machine) goes on from its last checkpoint, and each leaves one CS
     <name>.json         what was run; other settings under the same name are refused
     <name>.unfinished/  checkpoints, until then
 
-A checkpoint is taken between two updates. What it does not hold is the state of the environments and of the random numbers: a
-continued run begins with a reset, and with random numbers of its own.
+A run that goes on is the one that was not stopped, to the last bit, where the environment can say its state.
 """
 
 import json
 import multiprocessing
-import os
-import pickle
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,12 +23,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, filter_excluded_keys
 
+from sb3_cpo import TrainingCheckpoint
+from sb3_cpo.checkpoints import list_checkpoints
+from sb3_cpo.checkpoints.files import write_atomically
+
 Row = dict[str, Any]
-# Kept, so that one that cannot be read is not the end
-N_CHECKPOINTS = 2
 
 
 class Run(NamedTuple):
@@ -66,65 +63,11 @@ class _Rows(KVWriter):
     def close(self) -> None:
         pass
 
+    def get_checkpoint_state(self) -> list[Row]:
+        return list(self.rows)
 
-class _Checkpoints(BaseCallback):
-    """
-    Saves model and rows together, between two updates.
-
-    :param every: seconds
-    """
-
-    def __init__(self, folder: Path, rows: list[Row], every: float):
-        super().__init__()
-        self.folder, self.rows, self.every = folder, rows, every
-        self.last_time = time.monotonic()
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        if self.rows and time.monotonic() - self.last_time >= self.every:
-            self.save()
-            self.last_time = time.monotonic()
-
-    def save(self) -> None:
-        target = self.folder / f"{self.num_timesteps:012d}"
-        if target.exists():
-            return
-        unfinished = self.folder / "unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        self.model.save(unfinished / "model.zip")
-        logger = self.model.logger
-        with open(unfinished / "rows.pkl", "wb") as file:
-            # The update has logged already what the next rollout's row will show
-            pickle.dump((self.rows, dict(logger.name_to_value), dict(logger.name_to_excluded)), file)
-        for path in unfinished.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        unfinished.rename(target)
-        for old in sorted(self.folder.glob("[0-9]*"))[:-N_CHECKPOINTS]:
-            shutil.rmtree(old)
-
-
-def _continue(model: Any, run: Run, folder: Path, rows: list[Row]) -> Any:
-    """The newest checkpoint that can be read, and its rows; the new model where there is none."""
-    for checkpoint in sorted(folder.glob("[0-9]*"), reverse=True):
-        try:
-            with open(checkpoint / "rows.pkl", "rb") as file:
-                known, values, excluded = pickle.load(file)
-            continued = type(model).load(checkpoint / "model.zip", env=model.get_env(), device=model.device)
-        except Exception as error:  # what a torn file raises is anybody's guess
-            print(f"{checkpoint} cannot be read, trying the one before ({error!r})", file=sys.stderr)
-            continue
-        # Those of the beginning again would be the same episodes again
-        continued.set_random_seed(run.seed + continued.num_timesteps)
-        rows.extend(known)
-        continued.set_logger(model.logger)
-        model.logger.name_to_value.update(values)
-        model.logger.name_to_excluded.update(excluded)
-        return continued
-    return model
+    def set_checkpoint_state(self, state: list[Row]) -> None:
+        self.rows[:] = state
 
 
 def is_done(path: Path, run: Run) -> bool:
@@ -137,16 +80,6 @@ def is_done(path: Path, run: Run) -> bool:
     if path.exists() and not description.exists():
         raise ValueError(f"{path} does not say what was run ({description.name} is missing): choose another folder")
     return path.exists()
-
-
-def _replace(path: Path, text: str) -> None:
-    """All of the text or what was there before, whenever this is interrupted."""
-    new = path.with_name(f"{path.name}.new")
-    with open(new, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
 
 
 def train(path: Path, run: Run, make_model: MakeModel, make_row: MakeRow = dict, save_every: float = 120.0) -> None:
@@ -162,17 +95,16 @@ def train(path: Path, run: Run, make_model: MakeModel, make_row: MakeRow = dict,
     # Networks this small run fastest on one thread
     th.set_num_threads(1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path.with_suffix(".json"), json.dumps(run.describe()))
+    write_atomically(path.with_suffix(".json"), json.dumps(run.describe()).encode())
     folder = path.with_suffix(".unfinished")
     rows: list[Row] = []
     model = make_model(run)
+    if list_checkpoints(folder):
+        model = type(model).resume(folder, model.get_env(), model.device)
     model.set_logger(Logger(None, [_Rows(rows, make_row)]))
-    model = _continue(model, run, folder, rows)
     print(f"{path}: from step {model.num_timesteps:,} to {run.steps:,}", file=sys.stderr, flush=True)
-    checkpoints = _Checkpoints(folder, rows, save_every)
-    if model.num_timesteps < run.steps:
-        model.learn(run.steps - model.num_timesteps, callback=checkpoints, reset_num_timesteps=model.num_timesteps == 0)
-    _replace(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+    model.learn(run.steps, callback=TrainingCheckpoint(1, folder, n_kept=2, min_seconds=save_every))
+    write_atomically(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g").encode())
     shutil.rmtree(folder, ignore_errors=True)
 
 
