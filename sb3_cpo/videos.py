@@ -15,7 +15,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_norm
 from sb3_cpo.cost_limits import CostLimits
 from sb3_cpo.evaluation import EpisodeCostRecorder, evaluate_policy
 
-
 # Height of a frame in which text can be read
 SMALLEST_CAPTIONED = 64
 
