@@ -204,7 +204,8 @@ class CostRollouts(CostModel):
         if not is_known and self.n_costs > 0 and (before is None or before.n_episodes > 0):
             warnings.warn(
                 f"no episode ended in this rollout of {buffer.buffer_size} steps: the cost of an episode is estimated from "
-                "what it has cost so far. Raise n_steps, or give the environment a time limit"
+                "what it has cost so far. Raise n_steps, or give the environment a time limit (sb3_cpo.check_cost_env(env) "
+                "shows how long its episodes are)"
             )
         if is_known and before is None and estimate.n_episodes < FEW_EPISODES and self.cost_limits.is_limited:
             warnings.warn(

@@ -9,6 +9,8 @@ import torch as th
 
 # Networks compute in float32, whose largest number is 3e38, and square sums of costs
 LARGEST_COST = 1e15
+# What to do about costs that are not as they should be
+CHECK = "sb3_cpo.check_cost_env(env) reports the costs of an environment"
 
 
 class MissingCost(KeyError):
@@ -28,7 +30,7 @@ class MissingCost(KeyError):
 
     def __str__(self) -> str:
         # KeyError would print the message in quotes
-        return f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. {self._advice()}"
+        return f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. {self._advice()}. {CHECK}"
 
     def _advice(self) -> str:
         named = [key for key in self.found if key.startswith("cost_")]
@@ -148,14 +150,14 @@ def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | 
                 array = _as_array(value)
             except (TypeError, ValueError, RuntimeError) as error:
                 hint = ": detach it" if isinstance(error, RuntimeError) else ""
-                raise ValueError(f"{place} is {value!r}: expected a number{hint}") from None
+                raise ValueError(f"{place} is {value!r}: expected a number{hint} ({CHECK})") from None
             if array.size != (1 if keys is not None else n_costs):
                 raise ValueError(
                     f"cost_limit has {n_costs} {'entry' if n_costs == 1 else 'entries'} but {place} has shape {array.shape}: "
-                    f"expected shape {expected_shape}"
+                    f"expected shape {expected_shape} ({CHECK})"
                 )
             if not np.isfinite(array).all():
-                raise ValueError(f"{place} is {value}: costs must be finite")
+                raise ValueError(f"{place} is {value}: costs must be finite ({CHECK})")
             if not (np.abs(array) <= LARGEST_COST).all():
                 raise ValueError(f"{place} is {value}: costs beyond {LARGEST_COST:g} overflow in single precision")
     raise ValueError(f"the costs of {len(infos)} environments do not fit in shape ({len(infos)}, {n_costs})")
