@@ -33,7 +33,7 @@ class Watchdog:
 
     def compare(self, violation: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> None:
         """
-        Look at what the last update expected and what came of it. Arrays have shape (n_costs,).
+        Look at the predicted and the actual change of the last update. Arrays have shape (n_costs,).
 
         :param violation: J minus limit, now
         :param predicted: change of J that the last update expected
