@@ -22,7 +22,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,zoo,plot,video,docs]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,zoo,plot,report,video,docs]"
 	touch $@
 
 demo: $(INSTALLED)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from safe_envs.mujoco.task import Task as Task
     from safe_envs.mujoco.vec_env import BatchVecEnv as BatchVecEnv
     from safe_envs.mujoco.velocity import VelocityTask as VelocityTask
+    from safe_envs.vector_env import GymnasiumVecEnv as GymnasiumVecEnv
     from safe_envs.wrappers import CostWrapper as CostWrapper
     from safe_envs.wrappers import ExceedanceCost as ExceedanceCost
     from safe_envs.wrappers import SixTupleWrapper as SixTupleWrapper
@@ -35,6 +36,7 @@ _MODULE_OF = {
     "CostWrapper": "wrappers",
     "ExceedanceCost": "wrappers",
     "GatherTask": "mujoco.gather",
+    "GymnasiumVecEnv": "vector_env",
     "Outcome": "mujoco.task",
     "Robot": "mujoco.robots",
     "RobotEnv": "mujoco.robot_env",

@@ -12,6 +12,13 @@ from safe_envs.cost_function import BY_NAME, IN_ORDER, CostFunction, UncopiedFun
 CostLimit = float | Mapping[str, float]
 
 
+class MissingKey(KeyError):
+    """An ``info`` lacks a key. ``KeyError`` would print the message in quotes."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def read_costs(cost: Any) -> dict[str, Any]:
     """
     Check the cost of a step.
@@ -24,7 +31,11 @@ def read_costs(cost: Any) -> dict[str, Any]:
     if not costs:
         raise ValueError("the cost of a step is an empty mapping: it needs a key for each constraint")
     for key, value in costs.items():
-        array = np.asarray(value)
+        try:
+            # Simulators that compute on a GPU give tensors
+            array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+        except (TypeError, ValueError, RuntimeError) as error:  # what torch raises, and numpy for ragged lists
+            raise TypeError(f"the cost {key!r} is no number: {value!r} ({error})") from error
         if array.dtype.kind not in "fiub" or array.ndim > 1 or array.size == 0:
             raise TypeError(f"the cost {key!r} must be a number or a one-dimensional array, got {value!r}")
         if not np.isfinite(array).all():
@@ -95,10 +106,15 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        next_observation, reward, terminated, truncated, info = self.env.step(action)
+        values: tuple[Any, ...] = self.env.step(action)
+        if len(values) != 5:
+            hint = ": wrap it in safe_envs.SixTupleWrapper first" if len(values) == 6 else ""
+            raise ValueError(
+                f"step of {self.env} returned {len(values)} values, not (obs, reward, terminated, truncated, info){hint}"
+            )
+        next_observation, reward, terminated, truncated, info = values
         info = dict(info)
-        values = (self._observation, action, next_observation, info, reward, terminated, truncated)
-        costs = self._step_costs(values)
+        costs = self._step_costs((self._observation, action, next_observation, info, reward, terminated, truncated))
         if self._terminal_costs:
             self._add_terminal_costs(costs, info, terminated)
         info.update(costs)
@@ -119,7 +135,9 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self.total_key is None:
             return {}
         if self.total_key not in info:
-            raise KeyError(f"total_key={self.total_key!r}, but the info of {self.env} holds {', '.join(map(repr, info))}")
+            raise MissingKey(
+                f"total_key={self.total_key!r}, but the info of {self.env} holds {', '.join(map(repr, info)) or 'nothing'}"
+            )
         total = copy.copy(info[self.total_key])
         cost = np.subtract(total, self._total, dtype=np.float64)
         self._total = total
@@ -187,7 +205,9 @@ class ExceedanceCost(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self.cost_key not in info:
-            raise KeyError(f"cost_key={self.cost_key!r}, but the info of {self.env} holds {', '.join(map(repr, info))}")
+            raise MissingKey(
+                f"cost_key={self.cost_key!r}, but the info of {self.env} holds {', '.join(map(repr, info)) or 'nothing'}"
+            )
         if self.key in info:
             raise ValueError(f"the info of {self.env} already holds {self.key!r}: choose another key")
         cost = read_costs({self.cost_key: info[self.cost_key]})[self.cost_key]

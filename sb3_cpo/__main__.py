@@ -4,6 +4,7 @@ The command ``sb3-cpo``, also ``python -m sb3_cpo``.
     sb3-cpo train --algo cpo --env SafePointCircle-v0      train an agent
     sb3-cpo enjoy --algo cpo --env SafePointCircle-v0      watch it, with its costs
     sb3-cpo tune --algo cpo --env SafePointCircle-v0       search hyperparameters; the cost is a constraint
+    sb3-cpo report --algo cpo --env SafePointCircle-v0     say with which confidence it satisfies its limits
     sb3-cpo plot logs/cpo/SafePointCircle-v0_1             draw return and cost of runs, with the limits
     sb3-cpo video --algo cpo --env SafePointCircle-v0      record an agent
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "train": ("sb3_cpo.zoo.train", "train", "zoo"),
     "enjoy": ("sb3_cpo.zoo.enjoy", "enjoy", "zoo"),
     "tune": ("sb3_cpo.zoo.train", "tune", "zoo"),
+    "report": ("sb3_cpo.zoo.report", "main", "zoo,report"),
     "plot": ("sb3_cpo.plot_runs", "main", "plot"),
     "video": ("sb3_cpo.record_video", "main", "zoo,video"),
 }

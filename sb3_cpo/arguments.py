@@ -49,6 +49,33 @@ RULES = (
 )
 # None means that the algorithm chooses
 OPTIONAL = ("cost_gae_gamma",)
+WHOLE_NUMBERS = (
+    "n_steps",
+    "batch_size",
+    "cg_max_steps",
+    "line_search_max_iter",
+    "n_critic_updates",
+    "sub_sampling_factor",
+    "fisher_sub_sampling_factor",
+    "n_cost_rollouts",
+    "n_noise_draws",
+)
+
+
+class OtherModel(ValueError):
+    """A policy or a rollout buffer is that of an algorithm without costs."""
+
+
+def check_whole_numbers(arguments: dict[str, Any]) -> None:
+    """
+    :param arguments: by name; None: not chosen yet
+    :raises ValueError: a number of steps, of samples, ... is not whole
+    """
+    for name in WHOLE_NUMBERS:
+        value = arguments.get(name)
+        if isinstance(value, float | np.floating):
+            hint = f": write {int(value)}" if float(value).is_integer() else ""
+            raise ValueError(f"{name} must be a whole number, not {value}{hint}")
 
 
 def check_arguments(arguments: dict[str, Any], n_envs: int | None) -> None:
@@ -99,15 +126,15 @@ def _check_batch(arguments: dict[str, Any], n_envs: int) -> None:
 def check_classes(name: str, policy_class: type, rollout_buffer_class: type | None, has_cost_critic: bool) -> None:
     """
     :param name: of the algorithm
-    :raises ValueError: the policy has no critic for the costs, or the buffer no room for them
+    :raises OtherModel: the policy has no critic for the costs, or the buffer no room for them
     """
     if has_cost_critic and not issubclass(policy_class, CostActorCriticPolicy):
-        raise ValueError(
+        raise OtherModel(
             f"{name} needs a policy with a cost critic, a subclass of sb3_cpo.policies.CostActorCriticPolicy; "
             f'{policy_class.__name__} has none. Pass "MlpPolicy", "CnnPolicy" or "MultiInputPolicy"'
         )
     if rollout_buffer_class is not None and not issubclass(rollout_buffer_class, CostRolloutBuffer):
-        raise ValueError(
+        raise OtherModel(
             f"{name} needs a rollout buffer that holds costs, a subclass of sb3_cpo.buffers.CostRolloutBuffer; "
             f"{rollout_buffer_class.__name__} holds none"
         )

@@ -181,6 +181,19 @@ class CostRolloutBuffer(RolloutBuffer):
             return {key: value.reshape(-1, *value.shape[2:]) for key, value in obs.items()}
         return obs.reshape(-1, *obs.shape[2:])
 
+    def critic_targets(self) -> tuple[PyTorchObs, th.Tensor, th.Tensor]:
+        """
+        What the critics are fitted to, without a copy where the device is the CPU: observations (n, ...), and the targets of
+        the critic of the reward, (n,), and of the costs, (n, n_costs).
+        """
+        obs = self.flat_observations()
+        parts: Any = obs if isinstance(obs, dict) else {None: obs}
+        tensors = {key: self.to_torch(part, copy=False) for key, part in parts.items()}
+        returns = self.to_torch(self.returns, copy=False).flatten()
+        cost_returns = self.to_torch(self.cost_returns.astype(np.float32), copy=False).reshape(len(returns), self.n_costs)
+        observations: Any = tensors if isinstance(obs, dict) else tensors[None]
+        return observations, returns, cost_returns
+
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         if self.on_full is not None:
             self.on_full()

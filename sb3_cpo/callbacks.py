@@ -15,6 +15,9 @@ from sb3_cpo.checkpoints import files
 from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
 from sb3_cpo.evaluation import EpisodeCostRecorder
 
+# Of the arguments of `np.savez`, and of arrays of evaluations.npz that SB3 writes or may write later
+RESERVED_NAMES = ("file", "allow_pickle", "timesteps", "results", "ep_lengths", "successes", "costs", "cost_limits")
+
 
 class CostEvalCallback(EvalCallback):
     """
@@ -26,7 +29,8 @@ class CostEvalCallback(EvalCallback):
     there is one): SB3's ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` mean feasible models.
 
     ``evaluations.npz`` also holds ``costs`` (n_evaluations, n_episodes, n_costs) and ``cost_limits`` (n_evaluations,
-    n_costs), and for constraints with names, each under its name (n_evaluations, n_episodes).
+    n_costs), and for constraints with names, each under its name (n_evaluations, n_episodes); a constraint whose name is that
+    of another array, "results" for instance, under ``cost_of_results``.
 
     The arguments are those of ``EvalCallback`` and:
 
@@ -170,7 +174,11 @@ class CostEvalCallback(EvalCallback):
         with np.load(f"{self.log_path}.npz") as saved:
             arrays = dict(saved)
         arrays.update(costs=costs, cost_limits=np.array(self.evaluations_cost_limits))
-        arrays.update({name: costs[:, :, index] for index, name in enumerate(self.cost_limits.keys or ())})
+        for index, name in enumerate(self.cost_limits.keys or ()):
+            # Names that the file, or numpy's function, has for something else
+            while name in RESERVED_NAMES or name in arrays:
+                name = f"cost_of_{name}"
+            arrays[name] = costs[:, :, index]
         content = io.BytesIO()
         np.savez(content, **arrays)
         files.write_atomically(f"{self.log_path}.npz", content.getvalue())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sb3_cpo import distributed
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, EpisodeCosts, mean_cost
 
 
@@ -71,8 +72,9 @@ class SafetyRecord:
 
     def add_costs(self, costs: np.ndarray) -> None:
         """Steps without an update: (n_steps, n_envs, n_costs), those of a rollout that a callback stopped."""
-        self.n_steps += costs.shape[0] * costs.shape[1]
-        self.cumulative_cost = self.cumulative_cost + costs.sum(axis=(0, 1))
+        for n_steps, total in distributed.gather((costs.shape[0] * costs.shape[1], costs.sum(axis=(0, 1)))):
+            self.n_steps += n_steps
+            self.cumulative_cost = self.cumulative_cost + total
 
     def summary(self, names: Sequence[str] = ()) -> str:
         """One line per constraint, for the end of training."""
@@ -228,7 +230,8 @@ class CostLedger:
         """
         The rollout is full: estimate J.
 
-        :param cut_values: (n_envs, n_costs) the constrained cost still to come at the end of the rollout, None: unknown
+        :param cut_values: (n_envs, n_costs) the constrained cost still to come at the end of the rollout, in the environments
+            of all processes; None: unknown
         :param max_episode_steps: how long an episode may become; None: nobody knows
         :param estimator: what J is of the episodes that ended
         """
@@ -236,9 +239,12 @@ class CostLedger:
         self._previous = self.estimate
         # The critic has learned the shaped costs, which say nothing about the raw ones
         raw_cut_values = cut_values if self._shaped_episodes is None else None
-        self.raw_estimate = self.estimate = self._raw_episodes.estimate(raw_cut_values, max_episode_steps, estimator)
+        raw_episodes = self._raw_episodes.of_all_processes()
+        self.raw_estimate = self.estimate = raw_episodes.estimate(raw_cut_values, max_episode_steps, estimator)
         if self._shaped_episodes is not None:
-            self.estimate = self._shaped_episodes.estimate(cut_values, max_episode_steps, estimator)
+            shaped_episodes = self._shaped_episodes.of_all_processes()
+            self.estimate = shaped_episodes.estimate(cut_values, max_episode_steps, estimator)
+        self.returns = [value for returns in distributed.gather(self.returns) for value in returns]
         return self.estimate
 
 

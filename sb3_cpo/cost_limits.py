@@ -106,3 +106,22 @@ def _as_limit(value: Any, place: str) -> Limit:
         raise ValueError(
             f"cost_limit{place} is {value!r}: expected a number, or a function of the remaining progress that returns one"
         ) from None
+
+
+def read_limits(texts: Sequence[str] | None) -> Any:
+    """
+    Limits of a command line: ``5``, ``5 2`` or ``cost_speed:20 cost_energy:5``.
+
+    :return: a number, a list, or a mapping; None for None
+    :raises ValueError: a text is neither a number nor name:number
+    """
+    if texts is None:
+        return None
+    pairs = [text.rpartition(":") for text in texts]
+    try:
+        if all(name for name, _, _ in pairs):
+            return {name: float(number) for name, _, number in pairs}
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        raise ValueError(f"{' '.join(texts)!r} is neither a number nor name:number for each constraint") from None
+    return numbers[0] if len(numbers) == 1 else numbers

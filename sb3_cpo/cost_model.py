@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -13,10 +14,11 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from sb3_cpo import critics
-from sb3_cpo.arguments import check_arguments, check_classes
+from safe_envs import GymnasiumVecEnv
+from sb3_cpo import critics, distributed
+from sb3_cpo.arguments import OtherModel, check_arguments, check_classes, check_whole_numbers
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
 from sb3_cpo.checkpoints import files, training
 from sb3_cpo.cost_ledger import CostLedger, SafetyRecord
@@ -26,6 +28,7 @@ from sb3_cpo.cost_signal import CostSignal
 from sb3_cpo.defaults import default_env, fill_in
 from sb3_cpo.env_facts import max_episode_steps, registered_cost_limit
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
+from sb3_cpo.mistakes import check_dictionaries, check_env, check_policy
 from sb3_cpo.monitor import with_cost_monitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy, parameters_that_fit
 
@@ -88,6 +91,7 @@ class CostModel(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
+        check_policy(policy, self.policy_aliases)
         super().__init__(
             policy,
             default_env(env, kwargs.get("verbose", 0)),
@@ -122,8 +126,12 @@ class CostModel(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         n_steps_limit = None if self.env is None or self.n_steps is not None else max_episode_steps(self.env)
-        fill_in(vars(self), None if self.env is None else self.env.num_envs, n_steps_limit, self.action_space)
-        check_arguments(vars(self), None if self.env is None else self.env.num_envs)
+        check_whole_numbers(vars(self))
+        if self.policy_class is MultiInputPolicy and "features_extractor_class" not in self.policy_kwargs:
+            check_dictionaries(self.observation_space)
+        n_copies = None if self.env is None else self.env.num_envs * distributed.world_size()
+        fill_in(vars(self), n_copies, n_steps_limit, self.action_space)
+        check_arguments(vars(self), n_copies)
         check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
         # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call
         if self.cost_limit is None and self.takes_registered_limit and self.env is not None:
@@ -133,7 +141,8 @@ class CostModel(OnPolicyAlgorithm):
         self.cost_limits = self._parse_cost_limit(self.cost_limit)
         ledger = self.__dict__.get("ledger")
         if ledger is not None and self.has_cost_critic and ledger.n_costs != self.n_costs:
-            raise ValueError(f"cost_limit has {self.n_costs} entries, but this model was trained with {ledger.n_costs}")
+            error_class = ValueError if ledger.n_costs else OtherModel
+            raise error_class(f"cost_limit has {self.n_costs} entries, but this model was trained with {ledger.n_costs}")
         if ledger is None or not ledger.counts(self.cost_limits.keys, self.n_costs):
             self._forget_costs()
         self._cost_signal = CostSignal(self.cost_limits.keys, self.n_costs, self.missing_cost)
@@ -157,6 +166,10 @@ class CostModel(OnPolicyAlgorithm):
         if self.cost_shaping is not None:
             self.cost_shaping.setup(self.observation_space, self.n_costs, self.device)
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """SB3's. Of several processes, each goes on where the seeds of the environments of the one before end."""
+        super().set_random_seed(None if seed is None else seed + distributed.rank() * self.n_envs)
+
     def _normalizes_observations(self) -> bool:
         """Whether the policy does it: where no ``VecNormalize`` did when the model was made. Saved with the model."""
         vec_normalize = self.get_vec_normalize_env()
@@ -169,7 +182,10 @@ class CostModel(OnPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``."""
+        """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``; gymnasium's vectorised environments, too."""
+        if isinstance(env, gym.vector.VectorEnv):
+            env = VecMonitor(GymnasiumVecEnv(env))
+        check_env(env)
         env = with_cost_monitor(env, verbose) if monitor_wrapper else env
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
@@ -182,6 +198,8 @@ class CostModel(OnPolicyAlgorithm):
             "cost_limits",
             "_cost_signal",
             "_rollout_callback",
+            "_is_stopped_elsewhere",
+            "_shared_statistics",
             "_resumption",
             "_checkpoints",
         ]
@@ -213,12 +231,27 @@ class CostModel(OnPolicyAlgorithm):
             weights: Any = load_path_or_dict.get("policy", {})
             if normalizer is not None and weights and not any("observation_normalizer" in name for name in weights):
                 normalizer.is_frozen.fill_(True)
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except RuntimeError as error:
+            # torch's list of them all, and SB3's option that is for this
+            if exact_match and "key(s) in state_dict" in str(error) and "size mismatch" not in str(error):
+                raise RuntimeError(f"{error}\nTo take over the parameters that both have, pass exact_match=False") from error
+            raise
 
     @classmethod
     def load(cls: type[SelfCostModel], path: Any, *args: Any, **kwargs: Any) -> SelfCostModel:
         """SB3's. ``cost_limit`` may name other costs than those of training: what was learned of these is then forgotten."""
-        model = super().load(path, *args, **kwargs)
+        try:
+            model = super().load(path, *args, **kwargs)
+        except (OtherModel, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "key(s) in state_dict" not in str(error):
+                raise
+            raise ValueError(
+                f"{path} does not hold a model of {cls.__name__}. If it is another algorithm's, PPO's or TRPO's for instance, "
+                f"begin with its actor and reward critic: model = {cls.__name__}(...), then "
+                f"model.set_parameters({path!r}, exact_match=False). ({error})"
+            ) from error
         if model.has_cost_critic and model.n_costs > 0 and "cost_limit" in kwargs and model.safety.n_updates == 0:
             model.policy.reset_cost_critic()  # type: ignore[operator]
         return model

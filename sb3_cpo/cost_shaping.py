@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_cpo import distributed
 from sb3_cpo.buffers import CostRolloutBuffer, slice_observations
 
 
@@ -94,6 +95,11 @@ class FailurePredictor:
         self._network.to(device)
         self._make_optimizer()
 
+    def copy_from_first(self) -> None:
+        """On several processes, all begin with the network of the first one."""
+        assert self._network is not None
+        distributed.copy_from_first(self._network)
+
     def __getstate__(self) -> dict[str, Any]:
         """Independent of the device: a model saved on a GPU loads on a CPU."""
         state = dict(self.__dict__)
@@ -167,12 +173,14 @@ class FailurePredictor:
             loss = F.mse_loss(self._network(features), targets)
             self._optimizer.zero_grad()
             loss.backward()
+            distributed.average_gradients(self._network.parameters())
             self._optimizer.step()
-            if abs(previous - loss.item()) < 1e-6:
+            present = distributed.mean(loss.detach()).item()
+            if abs(previous - present) < 1e-6:
                 break
-            previous = loss.item()
+            previous = present
         self.n_batches += 1
-        return loss.item()
+        return present
 
 
 def _parts(observation_space: spaces.Space) -> dict[str, spaces.Space]:

@@ -1,9 +1,11 @@
 """Reading the costs of a step from ``info``: one reader for training, evaluation and the monitor."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 import numpy as np
+import torch as th
 
 # Networks compute in float32, whose largest number is 3e38, and square sums of costs
 LARGEST_COST = 1e15
@@ -26,10 +28,28 @@ class MissingCost(KeyError):
 
     def __str__(self) -> str:
         # KeyError would print the message in quotes
+        return f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. {self._advice()}"
+
+    def _advice(self) -> str:
+        named = [key for key in self.found if key.startswith("cost_")]
+        # Of most names, the first word is the same
+        endings = {key.removeprefix("cost_"): key for key in self.found}
+        close = get_close_matches(self.key.removeprefix("cost_"), endings, n=1)
+        if self.key == "cost" and named:
+            mapping = ", ".join(f"{key!r}: limit" for key in named)
+            return (
+                f"The costs of this environment have names: write a limit for each that is limited, cost_limit={{{mapping}}} "
+                f"(in an evaluation: cost_keys={named})"
+            )
+        if self.key != "cost" and not named and "cost" in self.found:
+            return "The cost of this environment is info['cost']: write its limit as a number, cost_limit=..."
+        if self.key != "cost" and close:
+            key = endings[close[0]]
+            return f"Did you mean {key!r}? The keys of cost_limit are those of info, as in cost_limit={{{key!r}: limit}}"
         return (
-            f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. Costs reach the algorithm as "
-            f"info[{self.key!r}]: wrap the environment in safe_envs.CostWrapper, name the right key with "
-            "cost_limit={key: limit} (in an evaluation: cost_keys), or pass missing_cost='zero' if a missing cost means 0"
+            f"Costs reach the algorithm as info[{self.key!r}]: wrap the environment in safe_envs.CostWrapper, name the right "
+            "key with cost_limit={key: limit} (in an evaluation: cost_keys), or pass missing_cost='zero' if a missing cost "
+            "means 0"
         )
 
 
@@ -93,21 +113,39 @@ def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n
     try:
         costs = np.asarray(values, dtype=np.float64).reshape(len(infos), n_costs)
     except (TypeError, ValueError, RuntimeError):
-        # RuntimeError: what torch raises for a tensor that requires grad
-        _raise_wrong_cost(infos, keys, n_costs)
+        # Numbers beside arrays of one, tensors of another device; or no costs at all
+        costs = _read_one_by_one(infos, keys, n_costs)
     if not (np.abs(costs) <= LARGEST_COST).all():
         _raise_wrong_cost(infos, keys, n_costs)
     return costs
 
 
-def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> None:
+def _as_array(value: Any) -> np.ndarray:
+    """
+    :raises RuntimeError: a tensor that requires a gradient, see torch
+    """
+    # The costs of simulators on a GPU are tensors there
+    return np.asarray(value.cpu() if isinstance(value, th.Tensor) else value, dtype=np.float64)
+
+
+def _read_one_by_one(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:
+    """As ``read_costs``, for values that numpy cannot put into one array at once."""
+    size = 1 if keys is not None else n_costs
+    try:
+        values = [_as_array(info[key]).reshape(size) for info in infos for key in keys or ["cost"]]
+    except (TypeError, ValueError, RuntimeError):
+        _raise_wrong_cost(infos, keys, n_costs)
+    return np.concatenate(values).reshape(len(infos), n_costs)
+
+
+def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> NoReturn:
     expected_shape = () if keys is not None or n_costs == 1 else (n_costs,)
     for index, info in enumerate(infos):
         for key in keys or ["cost"]:
             value = info[key]
             place = f"info[{key!r}] of environment {index}"
             try:
-                array = np.asarray(value, dtype=np.float64)
+                array = _as_array(value)
             except (TypeError, ValueError, RuntimeError) as error:
                 hint = ": detach it" if isinstance(error, RuntimeError) else ""
                 raise ValueError(f"{place} is {value!r}: expected a number{hint}") from None

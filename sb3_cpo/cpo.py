@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_cpo import log_keys
+from sb3_cpo import distributed, log_keys
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_filter import FilteredCost, filter_cost, first_filtered_cost, region_share
 from sb3_cpo.cost_limits import CostLimit
@@ -16,6 +16,7 @@ from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.critics import CriticBatch
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
+from sb3_cpo.mistakes import names_mistakes
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region import TrustRegionStep
 from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
@@ -52,7 +53,7 @@ class CPO(TrustRegionAlgorithm):
     :param gamma: Discount factor of the reward
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
         for computing the Hessian vector product
-    :param cg_damping: damping in the Hessian vector product computation
+    :param cg_damping: damping in the Hessian vector product computation. None: 0.1 per action dimension, like ``target_kl``
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
         (i.e., ``theta_new = theta + alpha^i * step``)
     :param line_search_max_iter: maximum number of iteration
@@ -102,6 +103,7 @@ class CPO(TrustRegionAlgorithm):
 
     changed_by_update = ("margin", "filtered_cost", "_recent", "_watchdog")
 
+    @names_mistakes
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -113,7 +115,7 @@ class CPO(TrustRegionAlgorithm):
         batch_size: int | None = None,
         gamma: float = 0.99,
         cg_max_steps: int = 10,
-        cg_damping: float = 0.1,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         n_critic_updates: int = 10,
@@ -279,7 +281,9 @@ class CPO(TrustRegionAlgorithm):
         """
         samples = rollout.samples
         discounts = samples.cost_discounts
-        baseline = (discounts * samples.cost_advantages).sum(dim=0) / discounts.sum(dim=0)
+        baseline = distributed.add_up((discounts * samples.cost_advantages).sum(dim=0)) / distributed.add_up(
+            discounts.sum(dim=0)
+        )
         advantages = discounts * (samples.cost_advantages - baseline) * rollout.cost.mean_length
         return CostBatch(
             samples.observations, samples.actions, samples.old_log_prob, advantages, samples.cost_returns, samples.episodes
@@ -299,7 +303,8 @@ class CPO(TrustRegionAlgorithm):
         # Proposition 2 needs the advantages of the costs that J sums
         if self.rollout_buffer.cost_gamma == self.cost_gamma:
             advantages = rollout.samples.cost_advantages
-            largest = abs(advantages - advantages.mean(dim=0)).amax(dim=0).cpu().numpy()
+            largest = abs(advantages - distributed.moments(advantages)[0]).amax(dim=0).cpu().numpy()
+            largest = np.max(distributed.gather(largest), axis=0)
             row |= log_keys.of_worst_case(rollout.limit, largest, self.target_kl, self.cost_gamma, rollout.cost.mean_length)
         return row
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_cpo import distributed
 from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples, slice_observations
 from sb3_cpo.standardized_head import StandardizedLinear
 
@@ -89,27 +90,31 @@ def fit_critics(
     :param actor_params: parameters that stay as they are
     :param recent: rollouts that the cost critic is fitted to; empty: the buffer's
     """
-    losses = CriticLosses([], [])
     value_head = policy.value_net if isinstance(policy.value_net, StandardizedLinear) else None
+    has_costs = has_cost_critic(policy)
+    observations, returns, cost_returns = buffer.critic_targets()
     if value_head is not None:
-        value_head.update(buffer.to_torch(buffer.returns).reshape(-1, 1))
-    if has_cost_critic(policy):
-        policy.update_cost_statistics(buffer.to_torch(buffer.cost_returns.astype(np.float32)))  # type: ignore[operator]
+        value_head.update(returns.unsqueeze(1))
+    if has_costs:
+        policy.update_cost_statistics(cost_returns)  # type: ignore[operator]
+    own = CriticBatch(observations, cost_returns)
+    value_losses, cost_losses = [], []
     for _ in range(n_epochs):
-        for samples in buffer.get(batch_size):
-            values_pred = policy.predict_values(samples.observations)
-            loss = F.mse_loss(samples.returns, values_pred.flatten())
-            losses.value.append(loss.item())
+        # From the generator that SB3 seeds, and draws its minibatches with
+        order = th.as_tensor(np.random.permutation(len(returns)), device=returns.device)  # noqa: NPY002
+        for indices in order.split(batch_size):
+            loss = F.mse_loss(returns[indices], policy.predict_values(slice_observations(observations, indices)).flatten())
+            value_losses.append(loss.detach())
             if value_head is not None:
                 # In units of the standard deviation, as if the head were fitted to standardised returns
                 loss = loss / value_head.std[0] ** 2
-            if has_cost_critic(policy):
-                batch = _minibatch(recent, samples)
+            if has_costs:
+                batch = _minibatch(recent, own, indices)
                 cost_values_pred = policy.predict_standardised_cost_values(batch.observations)  # type: ignore[operator]
                 targets = policy.standardise_costs(batch.returns)  # type: ignore[operator]
                 # Mean over samples, sum over constraints: one constraint learns no slower for the presence of another
                 cost_value_loss = ((targets - cost_values_pred) ** 2).mean(dim=0).sum()
-                losses.cost_value.append(cost_value_loss.item() / targets.shape[1])
+                cost_losses.append(cost_value_loss.detach() / targets.shape[1])
                 loss = loss + cost_value_loss
             policy.optimizer.zero_grad()
             loss.backward()
@@ -117,19 +122,21 @@ def fit_critics(
             # otherwise it defeats the purposes of the KL constraint
             for param in actor_params:
                 param.grad = None
+            distributed.average_gradients(policy.parameters())
             policy.optimizer.step()
-    return losses
+    return CriticLosses(
+        *(distributed.mean(th.stack(losses)).tolist() if losses else [] for losses in (value_losses, cost_losses))
+    )
 
 
-def _minibatch(recent: Sequence[CriticBatch], samples: CostRolloutBufferSamples) -> CriticBatch:
-    """This minibatch, or as many samples of one of the recent rollouts."""
-    if not recent:
-        return CriticBatch(samples.observations, samples.cost_returns)
-    # From the generator that SB3 seeds, and draws its minibatches with
-    batch = recent[np.random.randint(len(recent))]  # noqa: NPY002
-    indices = np.random.randint(len(batch.returns), size=len(samples.returns))  # noqa: NPY002
-    on_device = th.as_tensor(indices, device=batch.returns.device)
-    return CriticBatch(slice_observations(batch.observations, on_device), batch.returns[on_device])
+def _minibatch(recent: Sequence[CriticBatch], own: CriticBatch, indices: th.Tensor) -> CriticBatch:
+    """These samples of this rollout, or as many of one of the recent rollouts."""
+    batch = own
+    if recent:
+        batch = recent[np.random.randint(len(recent))]  # noqa: NPY002
+        drawn = np.random.randint(len(batch.returns), size=len(indices))  # noqa: NPY002
+        indices = th.as_tensor(drawn, device=batch.returns.device)
+    return CriticBatch(slice_observations(batch.observations, indices), batch.returns[indices])
 
 
 @th.no_grad()

@@ -8,6 +8,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_cpo import distributed
+from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.monitor import make_vec_env
 
 TOTAL_TIMESTEPS = 1_000_000
@@ -23,8 +25,9 @@ COPIES_ROLLOUT, MIN_COPIES, MAX_COPIES = 20_000, 20, 100
 N_MINIBATCHES = 40
 # States that are enough for the Fisher matrix
 FISHER_STATES = 5_000
-# Bound on the KL divergence per action dimension
-KL_PER_DIMENSION = 0.01
+# Bound on the KL divergence and damping of its curvature, per action dimension: what 0.01 and 0.1 are in packages that
+# average the divergence over dimensions
+KL_PER_DIMENSION, DAMPING_PER_DIMENSION = 0.01, 0.1
 
 
 def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
@@ -39,15 +42,19 @@ def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
         return env
     try:
         # One first: an environment that BatchVecEnv refuses is not made a hundred times to learn that
-        make_vec_env(env, vec_env_cls=BatchVecEnv).close()
+        one = make_vec_env(env, vec_env_cls=BatchVecEnv)
     except (gym.error.Error, TypeError):
         # SB3 makes it, or says what is wrong with it
         return env
-    max_episode_steps = gym.spec(env).max_episode_steps or COPIES_ROLLOUT
-    n_envs = int(np.clip(COPIES_ROLLOUT // max_episode_steps, MIN_COPIES, MAX_COPIES))
+    n_steps = max_episode_steps(one) or COPIES_ROLLOUT
+    env_id: str = one.get_attr("spec")[0].id  # with its version
+    one.close()
+    n_envs = int(np.clip(COPIES_ROLLOUT // n_steps, MIN_COPIES, MAX_COPIES))
+    # On several processes: a part each
+    n_envs = max(n_envs // distributed.world_size(), 1)
     if verbose >= 1:
-        print(f"Stepping {n_envs} copies of {env} at once (pass an environment to choose their number)")
-    return make_vec_env(env, n_envs=n_envs, vec_env_cls=BatchVecEnv)
+        print(f"Stepping {n_envs} copies of {env_id} at once (pass an environment to choose their number)")
+    return make_vec_env(env_id, n_envs=n_envs, vec_env_cls=BatchVecEnv)
 
 
 def default_n_steps(n_envs: int, max_episode_steps: int | None) -> int:
@@ -85,15 +92,17 @@ def fill_in(arguments: dict[str, Any], n_envs: int | None, max_episode_steps: in
     Replace None by what is chosen.
 
     :param arguments: of an algorithm, by name; changed in place
-    :param n_envs: number of copies; None: there is no environment
+    :param n_envs: number of copies, of all processes; None: there is no environment
     """
     if arguments.get("n_steps") is None and n_envs is not None:
         arguments["n_steps"] = default_n_steps(n_envs, max_episode_steps)
     if n_envs is not None and arguments.get("n_steps") is not None:
         rollout_size = arguments["n_steps"] * n_envs
         if arguments.get("batch_size") is None:
-            arguments["batch_size"] = default_batch_size(rollout_size)
+            n_processes = distributed.world_size()
+            arguments["batch_size"] = n_processes * default_batch_size(rollout_size // n_processes)
         if "fisher_sub_sampling_factor" in arguments and arguments["fisher_sub_sampling_factor"] is None:
             arguments["fisher_sub_sampling_factor"] = default_fisher_sub_sampling_factor(rollout_size)
-    if "target_kl" in arguments and arguments["target_kl"] is None:
-        arguments["target_kl"] = KL_PER_DIMENSION * n_action_dimensions(action_space)
+    for name, per_dimension in (("target_kl", KL_PER_DIMENSION), ("cg_damping", DAMPING_PER_DIMENSION)):
+        if name in arguments and arguments[name] is None:
+            arguments[name] = per_dimension * n_action_dimensions(action_space)

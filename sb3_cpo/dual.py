@@ -11,22 +11,22 @@ Theorem 2 in its appendix minimises, so r has the other sign there.
 Equation 12 prints lam * delta / 2; it must be lam * delta for equations 11, 13 and 14 to agree.
 """
 
-from collections.abc import Iterator
-from itertools import combinations
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
-MAX_CONSTRAINTS = 10  # 2^10 active sets take some 50 ms
+MAX_CONSTRAINTS = 10  # 2^10 active sets take some 3 ms
 # Slack in the optimality conditions, in units of the trust region's radius
 TOLERANCE = 1e-9
-# Below this share of |g|^2, what the constraints leave of g is rounding: scaled up to the trust region it would miss
-# its radius by machine epsilon / 1e-9, and we promise 1e-6
-MIN_GRADIENT_LEFT = 1e-9
+# Below this share of |g|^2, what the constraints leave of g is taken for rounding: a loss of 1e-6 |g| sqrt(D) at most
+MIN_GRADIENT_LEFT = 1e-12
 # Smallest eigenvalue that the matrix of cosines between the constraints may have (nearly parallel rows)
 RIDGE = 1e-8
 # 1 / rho: how soft constraints become that cannot be satisfied together
 SOFTNESS = 1e-4
+# The constraints contradict each other where the shortest step to all of them is this many times the largest violation
+FARTHEST = 1e3
 # A few times machine epsilon: the error of an inner product of two unit rows
 ROUNDING = 1e-15
 # A row vanishes when the whole trust region moves its cost by less than this share of the violation
@@ -119,19 +119,22 @@ def recovery_coefficients(S: np.ndarray, c: np.ndarray, delta: float) -> np.ndar
     """
     S, c, delta = _check_constraints(S, c, delta)
     constraints = _scale(S, c, delta)
-    worst = constraints.c.max(initial=0)
+    shape, worst = c.shape, constraints.c.max(initial=0)
     if worst == 0:
-        return np.zeros_like(c)
-    # Softer constraints until the largest violation falls by this share of the length of the step
-    softer = ((0.0, 1e-3), (SOFTNESS * np.eye(len(constraints.c)), -TOLERANCE), (SOFTNESS, -np.inf))
-    for softness, least_fall in softer:
-        nu = worst * _nonnegative_qp(constraints.C + softness, constraints.c / worst)
+        return np.zeros(shape)
+    c, C, identity = constraints.c, constraints.C, np.eye(len(constraints.c))
+    # A ridge as large as that of C would hide a rise of the largest violation; softness needs none but to be definite
+    cosines, almost = C - constraints.ridge * identity, C - min(constraints.ridge, RIDGE - 1e-12) * identity
+    for matrix in (C, almost + SOFTNESS * identity, almost + SOFTNESS):
+        nu = worst * _nonnegative_qp(matrix, c / worst)
+        is_contradictory = np.sqrt(nu @ C @ nu) > FARTHEST * worst or np.max(c - cosines @ nu) > worst / FARTHEST
         # Rows that cancel each other leave little but rounding of a long nu: make room for it
-        nu *= _fraction_inside(constraints.gram + ROUNDING * np.eye(len(nu)), nu)
-        length = np.sqrt(nu @ constraints.C @ nu)
-        if worst - np.max(constraints.c - constraints.C @ nu) >= least_fall * length:
+        nu *= _fraction_inside(constraints.gram + ROUNDING * identity, nu)
+        if np.max(c - cosines @ nu) <= worst and not (matrix is C and is_contradictory):
             break
-    return _unscale(constraints, np.sqrt(2 * delta) * nu, c.shape)
+    else:
+        nu = np.zeros_like(c)  # nothing lowers the largest violation
+    return _unscale(constraints, np.sqrt(2 * delta) * nu, shape)
 
 
 def is_row_vanishing(S: np.ndarray, c: np.ndarray, delta: float) -> np.ndarray:
@@ -150,39 +153,38 @@ def _best_active_set(constraints: _Constraints, r: np.ndarray, nu0: np.ndarray) 
     """
     Solve ``max g.x`` subject to ``c + B x <= 0`` and ``x.H x <= 1``, where g and the rows of B have unit norm.
 
+    The problem is convex: of the points that some set of active constraints determines and that satisfy all of them, the
+    optimum has the largest value, and multipliers that are not negative. Both together point to it despite rounding.
+
     :return: g_coef, b_coef, and nu where g_coef = 0 (elsewhere it is b_coef / g_coef)
     """
     c, C = constraints.c, constraints.C
-    best_value = -r @ nu0
-    best: tuple[float, np.ndarray, np.ndarray] = (0.0, nu0, np.zeros_like(c))
-    for K in _subsets(len(c)):
-        at_planes, along_gradient = np.linalg.solve(C[np.ix_(K, K)], np.stack([c[K], r[K]], axis=1)).T
-        radius_left = 1 - c[K] @ at_planes  # denominator of lam^2
-        gradient_left = 1 - r[K] @ along_gradient  # its numerator
-        if radius_left < -TOLERANCE:
-            continue
-        b_coef, nu = np.zeros((2, len(c)))
-        norm_squared = along_gradient @ along_gradient
-        is_spanned = gradient_left - constraints.ridge * norm_squared <= MIN_GRADIENT_LEFT * (1 + norm_squared)
-        # The radius that is left may be zero; lam stays finite all the same
-        g_coef = 0.0 if is_spanned else float(np.sqrt(max(radius_left, 1e-20) / gradient_left))
-        b_coef[K] = at_planes + g_coef * along_gradient
-        nu[K] = along_gradient if is_spanned else b_coef[K]
-        if np.any(c + g_coef * r - C @ b_coef > TOLERANCE):
-            continue
-        # The problem is convex: the first point that satisfies the optimality conditions is the answer
-        if np.all(nu >= -TOLERANCE * (1 + abs(nu).max(initial=0))):
-            return g_coef, b_coef if is_spanned else np.maximum(b_coef, 0), np.maximum(nu, 0)
-        # Where rounding lets no point pass, it is the best one that satisfies the constraints; x0 always does
-        if g_coef - r @ b_coef > best_value:
-            best_value, best = g_coef - r @ b_coef, (g_coef, b_coef, np.maximum(nu, 0))
-    return best
-
-
-def _subsets(n: int) -> Iterator[list[int]]:
-    """Every subset of range(n), smallest first."""
-    for size in range(n + 1):
-        yield from map(list, combinations(range(n), size))
+    at_planes, along_gradient = np.moveaxis(_solve_on_subsets(C, np.stack([c, r], axis=1)), 2, 0)
+    radius_left = 1 - at_planes @ c  # denominator of lam^2
+    gradient_left = 1 - along_gradient @ r  # its numerator
+    norms_squared = 1 + np.sum(along_gradient**2, axis=1)
+    # The formula for lam loses its digits where g is spanned by the constraints. Of its numerator the ridge is no part
+    gradient_real = gradient_left - constraints.ridge * (norms_squared - 1)
+    is_spanned = gradient_real <= (MIN_GRADIENT_LEFT + 0.1 * constraints.ridge) * norms_squared
+    # Rounding makes the numerator too small by up to ROUNDING, and the step too long. No radius left: any large lam fits
+    squares = np.maximum(radius_left, 1e-20) / np.where(is_spanned, 1, gradient_left + ROUNDING * norms_squared)
+    is_spanned &= radius_left > TOLERANCE
+    g_coefs = np.where(is_spanned, 0, np.sqrt(squares))
+    b_coefs = at_planes + g_coefs[:, None] * along_gradient
+    nus = np.where(is_spanned[:, None], along_gradient, b_coefs)
+    violations = np.max(c + g_coefs[:, None] * r - b_coefs @ C, axis=1, initial=-np.inf)
+    values = g_coefs - b_coefs @ r
+    wrong_signs = -np.sum(np.minimum(nus, 0), axis=1) / (1 + g_coefs)
+    # A ridge moves the planes by its own size and more: look again, less strictly, where no point passes for an optimum
+    for tolerance in TOLERANCE + constraints.ridge * np.array([0, 10, 100, 1000]):
+        is_feasible = (radius_left >= -TOLERANCE) & (violations <= tolerance)
+        scores = np.where(is_feasible, values - wrong_signs, -np.inf)
+        best = np.argmax(scores >= scores.max() - TOLERANCE)  # the smallest set
+        if is_feasible[best] and wrong_signs[best] <= TOLERANCE:
+            break
+    if not is_feasible[best]:  # rounding lets no point pass, but x0 always satisfies the constraints
+        return 0.0, nu0, np.zeros_like(c)
+    return float(g_coefs[best]), b_coefs[best], np.maximum(nus[best], 0)
 
 
 def _nonnegative_qp(C: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -191,15 +193,22 @@ def _nonnegative_qp(C: np.ndarray, c: np.ndarray) -> np.ndarray:
 
     A stationary point on a face that is nonnegative is feasible with value c.nu / 2, and the solution is one of them.
     """
-    best = np.zeros_like(c)
     if np.all(c <= 0):
-        return best
-    for K in _subsets(len(c)):
-        nu = np.zeros_like(c)
-        nu[K] = np.linalg.solve(C[np.ix_(K, K)], c[K])
-        if np.all(nu >= 0) and c @ nu > c @ best:
-            best = nu
-    return best
+        return np.zeros_like(c)
+    nus = _solve_on_subsets(C, c[:, None])[:, :, 0]
+    return nus[np.argmax(np.where(np.all(nus >= 0, axis=1), nus @ c, 0))]
+
+
+def _solve_on_subsets(C: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The solutions z of ``C_KK z_K = columns_K``, zero outside K, for every subset K: (2^n, n, n_columns), smallest first."""
+    is_active = np.array(sorted(product((False, True), repeat=len(C)), key=sum), dtype=bool)
+    solutions = np.zeros((*is_active.shape, columns.shape[1]))
+    sizes = is_active.sum(axis=1)
+    for size in range(1, len(C) + 1):
+        subsets = np.flatnonzero(sizes == size)[:, None]
+        K = np.nonzero(is_active[subsets[:, 0]])[1].reshape(-1, size)
+        solutions[subsets, K] = np.linalg.solve(C[K[:, :, None], K[:, None, :]], columns[K])
+    return solutions
 
 
 def _scale(S: np.ndarray, c: np.ndarray, delta: float) -> _Constraints:

@@ -2,7 +2,8 @@
 What a vectorised environment says about itself.
 
 Workers of a ``SubprocVecEnv`` are asked for plain values only: one that cannot pickle its answer, a ``spec`` that holds a
-user's lambda for instance, dies.
+user's lambda for instance, dies. Adapters of other simulators implement of a ``VecEnv`` what SB3's PPO calls, which is little:
+where one does not answer, it says nothing.
 """
 
 from collections.abc import Iterator
@@ -10,25 +11,52 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
+
+
+def _innermost(env: VecEnv) -> VecEnv:
+    """SB3's ``unwrapped``, which adapters of other simulators make something else than a ``VecEnv``."""
+    while isinstance(env, VecEnvWrapper) and isinstance(env.venv, VecEnv):
+        env = env.venv
+    return env
 
 
 def _attribute(env: VecEnv, name: str) -> Any:
-    """Of the first copy; None where it has none. Environments of other packages may know neither indices nor the name."""
+    """Of the first copy; None where it has none, or does not answer."""
     try:
-        return env.get_attr(name, indices=0)[0] if env.has_attr(name) else None
-    except (AttributeError, NotImplementedError, TypeError, IndexError, KeyError):
+        if not env.has_attr(name):
+            return None
+    except Exception:
         return None
+    # SB3 allows a number and a list of numbers as indices, adapters often only one of them, or none
+    for indices in ({"indices": 0}, {"indices": [0]}, {}):
+        try:
+            return env.get_attr(name, **indices)[0]
+        except Exception:
+            continue
+    return None
 
 
 def _spec(env: VecEnv) -> Any:
-    return None if isinstance(env.unwrapped, SubprocVecEnv) else _attribute(env, "spec")
+    return None if isinstance(_innermost(env), SubprocVecEnv) else _attribute(env, "spec")
+
+
+def is_wrapped(env: VecEnv, wrapper_class: type[Any]) -> bool:
+    """Whether all copies are; False where the environment does not say."""
+    try:
+        answers = list(env.env_is_wrapped(wrapper_class))
+    except Exception:
+        return False
+    return len(answers) == env.num_envs and all(answers)
 
 
 def max_episode_steps(env: VecEnv) -> int | None:
     """Time limit of an episode; None: there is none, or the environment does not say."""
-    steps = getattr(_spec(env), "max_episode_steps", None) or _attribute(env, "_max_episode_steps")
-    return steps if isinstance(steps, int) else None
+    steps = getattr(_spec(env), "max_episode_steps", None)
+    # gymnasium's TimeLimit, Isaac Lab
+    for name in ("_max_episode_steps", "max_episode_length"):
+        steps = steps or _attribute(env, name)
+    return int(steps) if isinstance(steps, int | np.integer) and not isinstance(steps, bool) else None
 
 
 def episode_length(env: VecEnv) -> float | None:
@@ -43,12 +71,12 @@ def episode_length(env: VecEnv) -> float | None:
 @contextmanager
 def notice_resets(env: VecEnv, buffer: Any) -> Iterator[None]:
     """Within a rollout, only others reset the environments, an evaluation for instance: tell the buffer."""
-    inner = env.unwrapped
+    inner = _innermost(env)
     own_reset, reset = vars(inner).get("reset"), inner.reset
 
-    def noticed_reset() -> Any:
+    def noticed_reset(*args: Any, **kwargs: Any) -> Any:
         buffer.was_reset_outside = True
-        return reset()
+        return reset(*args, **kwargs)
 
     inner.reset = noticed_reset  # type: ignore[method-assign]
     try:
@@ -73,22 +101,33 @@ def registered_cost_limit(env: VecEnv) -> Any:
     return dict(limit) if isinstance(limit, dict) else limit
 
 
-def check_finite(what: str, value: Any, env: VecEnv, step: int, env_index: int | None = None) -> None:
+def check_finite(
+    what: str, value: Any, env: VecEnv, step: int, env_index: int | None = None, largest: float = np.finfo(np.float64).max
+) -> None:
     """
     :param what: name of the value
     :param value: an array, or a dictionary of arrays, whose first axis is the environment
     :param step: number of the step, for the message
     :param env_index: the environment that the value is of; there is no first axis then
-    :raises ValueError: something in it is NaN or infinite
+    :param largest: largest magnitude that is accepted
+    :raises ValueError: something in it is NaN, infinite, larger than that, or no number
     """
     arrays: dict[str | None, Any] = value if isinstance(value, dict) else {None: value}
     for key, array in arrays.items():
-        # A terminal observation comes as the environment made it, a Python integer perhaps
-        array = np.asarray(array)
-        if array.dtype.kind != "f" or np.isfinite(array).all():
+        # A terminal observation comes as the environment made it, a Python integer perhaps; others have none
+        if array is None or np.asarray(array).dtype.kind in "biu":
+            continue
+        try:
+            # None becomes NaN
+            numbers = np.asarray(array).astype(np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"the {what} is no array of numbers: {array} ({name_env(env, env_index)}, step {step})") from None
+        is_fine = np.abs(numbers) <= largest
+        if is_fine.all():
             continue
         if env_index is None:
-            env_index = int(np.argwhere(~np.isfinite(array))[0][0])
-            array = array[env_index]
+            env_index = int(np.argwhere(~is_fine)[0][0])
+            array, numbers = array[env_index], numbers[env_index]
         place = "" if key is None else f"[{key!r}]"
-        raise ValueError(f"the {what}{place} is NaN or infinite: {array} ({name_env(env, env_index)}, step {step})")
+        trouble = "too large for single precision" if np.isfinite(numbers).all() else "NaN or infinite"
+        raise ValueError(f"the {what}{place} is {trouble}: {array} ({name_env(env, env_index)}, step {step})")

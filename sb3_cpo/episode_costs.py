@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sb3_cpo import distributed
+
 
 class CostEstimate(NamedTuple):
     """An estimate of J, the expected cost of an episode."""
@@ -90,6 +92,17 @@ class EpisodeCosts:
     def _discounted(self, n_steps: np.ndarray | float) -> np.ndarray | float:
         """What a cost of 1 per step sums up to."""
         return n_steps if self.gamma == 1 else (1 - self.gamma**n_steps) / (1 - self.gamma)
+
+    def of_all_processes(self) -> "EpisodeCosts":
+        """The episodes of all processes, in their order; these where there is one."""
+        if distributed.world_size() == 1:
+            return self
+        everybody = distributed.gather(self)
+        together = EpisodeCosts(sum(len(own.sums) for own in everybody), self.sums.shape[1], self.gamma)
+        for name in ("sums", "discounts", "lengths", "_stale_lengths"):
+            setattr(together, name, np.concatenate([getattr(own, name) for own in everybody]))
+        together._ended = [ended for own in everybody for ended in own._ended]
+        return together
 
     @property
     def episodes(self) -> np.ndarray:

@@ -135,6 +135,8 @@ def evaluate_policy(
     :return: mean and standard deviation of the episodes' rewards, then of their costs, each (n_costs,).
         With ``return_episode_rewards``: rewards and lengths of the episodes, and their costs (n_eval_episodes, n_costs)
     """
+    if env is None:
+        raise ValueError("env is None: a model that was loaded without an environment has none; make one for the evaluation")
     recorder = EpisodeCostRecorder.for_model(model, cost_keys)
 
     def record(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:

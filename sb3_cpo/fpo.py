@@ -11,6 +11,7 @@ from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.episode_costs import CostEstimator, mean_cost
+from sb3_cpo.mistakes import names_mistakes
 from sb3_cpo.pdo import PDO
 
 
@@ -35,7 +36,7 @@ class FPO(PDO):
     :param gamma: Discount factor of the reward
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
         for computing the Hessian vector product
-    :param cg_damping: damping in the Hessian vector product computation
+    :param cg_damping: damping in the Hessian vector product computation. None: 0.1 per action dimension, like ``target_kl``
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
         (i.e., ``theta_new = theta + alpha^i * step``)
     :param line_search_max_iter: maximum number of iteration
@@ -70,6 +71,7 @@ class FPO(PDO):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
+    @names_mistakes
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -81,7 +83,7 @@ class FPO(PDO):
         batch_size: int | None = None,
         gamma: float = 0.99,
         cg_max_steps: int = 10,
-        cg_damping: float = 0.1,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         n_critic_updates: int = 10,

@@ -24,6 +24,8 @@ Row = dict[str, Any]
 
 # SB3's table cuts keys at 36 characters, three of them indentation
 TABLE_WIDTH = 33
+# Of a constraint, so that one name is written alike behind all keys that the table shows
+NAME_WIDTH = TABLE_WIDTH - len("ep_cost_std_error/")
 # Formats that show a table to people
 TABLES = ("stdout", "log")
 
@@ -170,50 +172,101 @@ def of_evaluation(mean_cost: np.ndarray, is_feasible: bool) -> Row:
     return {"eval/mean_cost": mean_cost, "eval/is_feasible": float(is_feasible)}
 
 
-# Keys that are no use in a table that people look at, or that TensorBoard has on its other axis
-EXCLUDED: dict[str, tuple[str, ...]] = {
-    **{f"train/n_rejected_{reason}": TABLES for reason in ("objective", "kl", "cost", "not_finite")},
-    "rollout/stale_share": TABLES,
-    "train/n_updates": ("tensorboard",),
+# What a person looks at to act is in the table; these are for TensorBoard and files, and for verbose=2
+NOT_IN_TABLES = {
+    "rollout/ep_rew_mean_rollout",
+    "rollout/n_episodes",
+    "rollout/stale_share",
+    "rollout/ep_shaped_cost_mean",
+    "safety/cumulative_cost",
+    "safety/cost_rate",
+    "safety/cost_regret",
+    "safety/longest_streak",
+    "safety/first_feasible_step",
+    "train/violation",
+    "train/ep_cost_filtered",
+    "train/cost_drift",
+    "train/cost_margin",
+    "train/worst_case_cost",
+    "train/lambda",
+    "train/cg_residual",
+    "train/policy_objective",
+    "train/kl_divergence_loss",
+    "train/is_line_search_success",
+    "train/n_rejected_objective",
+    "train/n_rejected_kl",
+    "train/n_rejected_cost",
+    "train/n_rejected_not_finite",
+    "train/linear_cost_change",
+    "train/cost_surrogate",
+    "train/predicted_cost_change",
+    "train/actual_cost_change",
+    "train/actual_cost_change_se",
+    "train/cost_gradient_noise",
+    "train/n_vanishing_gradients",
+    "train/value_loss",
+    "train/explained_variance",
+    "train/cost_value_loss",
+    "train/cost_explained_variance",
+    "train/cost_shaping_loss",
+    "train/cost_bonus",
+    "train/std",
+    "train/learning_rate",
+    "train/n_updates",
 }
+# TensorBoard has this one on its other axis
+NOT_IN_TENSORBOARD = {"train/n_updates"}
 
 
-def record(logger: Logger, row: Mapping[str, Any], names: Sequence[str] = ()) -> None:
+def record(logger: Logger, row: Mapping[str, Any], names: Sequence[str] = (), shows_all: bool = False) -> None:
     """
     Log a row.
 
     :param names: of the constraints; empty for a single unnamed one
+    :param shows_all: in the table, too
     """
     for key, value in row.items():
+        excluded: tuple[str, ...] = () if shows_all or key not in NOT_IN_TABLES else TABLES
+        if key in NOT_IN_TENSORBOARD:
+            excluded += ("tensorboard",)
         if np.ndim(value) == 0:
-            logger.record(key, value, exclude=EXCLUDED.get(key))
+            logger.record(key, value, exclude=excluded)
+        elif len(value) == 1 and not names:
+            logger.record(key, float(value[0]), exclude=excluded)
         else:
-            _record_per_constraint(logger, key, names, value)
+            _record_per_constraint(logger, key, names, value, excluded)
 
 
-def _record_per_constraint(logger: Logger, key: str, names: Sequence[str], values: np.ndarray) -> None:
+def _record_per_constraint(
+    logger: Logger, key: str, names: Sequence[str], values: np.ndarray, excluded: tuple[str, ...]
+) -> None:
     """SB3's table raises when two keys become the same text: there, a long name is abbreviated."""
-    if not names and len(values) == 1:
-        logger.record(key, float(values[0]), exclude=EXCLUDED.get(key))
-        return
-    room = TABLE_WIDTH - len(key.split("/", 1)[1]) - 1
     names = names or [str(index) for index in range(len(values))]
-    for name, short, value in zip(names, short_names(names), values, strict=True):
-        if len(name) <= room:
-            logger.record(f"{key}/{name}", float(value), exclude=EXCLUDED.get(key))
+    room = TABLE_WIDTH - len(key.split("/", 1)[1]) - 1
+    for name, short, value in zip(names, short_names(names, min(room, NAME_WIDTH)), values, strict=True):
+        if short == name or excluded[: len(TABLES)] == TABLES:
+            logger.record(f"{key}/{name}", float(value), exclude=excluded)
         else:
-            logger.record(f"{key}/{name}", float(value), exclude=TABLES)
+            logger.record(f"{key}/{name}", float(value), exclude=(*TABLES, *excluded))
             logger.record(f"{key}/{short}", float(value), exclude=("tensorboard", "csv", "json"))
 
 
-def short_names(names: Sequence[str], width: int = 9) -> list[str]:
+def short_names(names: Sequence[str], width: int) -> list[str]:
     """
-    Names for SB3's table.
+    Names for SB3's table, all different.
 
     :param names: names of the constraints
-    :param width: longest name that fits behind the longest of our keys
-    :return: the names that fit as they are, the others as their number and their beginning; all different
+    :param width: characters that there are
+    :return: the names as they are or without ``cost_`` where that fits, else their number and their beginning
     """
-    short = [name if len(name) <= width else f"{index}_{name}"[:width] for index, name in enumerate(names)]
+    stems = [name.removeprefix("cost_") for name in names]
     # A short name may look like another's abbreviation
-    return short if len(set(short)) == len(short) else [f"{index}_{name}"[:width] for index, name in enumerate(names)]
+    for mark in "_~#":
+        for own in (stems, names):
+            short = [
+                next((text for text in (name, stem) if len(text) <= width), f"{index}{mark}{stem}"[:width])
+                for index, (name, stem) in enumerate(zip(names, own, strict=True))
+            ]
+            if len(set(short)) == len(short):
+                return short
+    return short

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.core import ActType, ObsType
 from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
@@ -16,6 +16,8 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from safe_envs.mujoco.vec_env import write_row
 from sb3_cpo.checkpoints import environments
 from sb3_cpo.cost_limits import MAX_COSTS
+from sb3_cpo.growing_results import GrowingResultsWriter
+from sb3_cpo.mistakes import explain_reset, explain_step
 
 
 class CostMonitor(Monitor[ObsType, ActType]):
@@ -39,55 +41,66 @@ class CostMonitor(Monitor[ObsType, ActType]):
         override_existing: bool = True,
         cost_keys: tuple[str, ...] | None = None,
     ):
+        if clash := {"r", "l", "t"} & set(cost_keys or ()):
+            raise ValueError(f"cost_keys has {sorted(clash)[0]!r}, under which a monitor writes the return, length or time")
         # A cost that SB3 would keep the last value of has a column of its own
         keys = tuple(key for key in info_keywords if key not in (cost_keys or ("cost",)))
         super().__init__(env, None, allow_early_resets, reset_keywords, keys, override_existing)
-        self.filename = filename
-        self.override_existing = override_existing
-        self.cost_keys = None if cost_keys is None else tuple(cost_keys)
-        self.columns: tuple[str, ...] = self.cost_keys or ("cost",)
+        self.cost_keys = None if cost_keys is None else tuple(dict.fromkeys(cost_keys))
+        # A guess for a new file, until the first step
+        self.columns: tuple[str, ...] = self.cost_keys or (("cost",) if override_existing else ())
         self.episode_costs: dict[str, float] = {}
         self._mentioned: set[str] = set()
-        self._open_results()
+        if filename is not None:
+            header = {"t_start": self.t_start, "env_id": str(self.env.spec.id if self.env.spec is not None else None)}
+            self.results_writer = GrowingResultsWriter(filename, header, self._extra_keys, override_existing)
 
-    def _open_results(self) -> None:
-        if self.filename is None:
-            return
-        if self.results_writer is not None:
-            self.results_writer.close()
-        self.results_writer = ResultsWriter(
-            self.filename,
-            header={"t_start": self.t_start, "env_id": str(self.env.spec.id if self.env.spec is not None else None)},
-            extra_keys=self.reset_keywords + self.info_keywords + self.columns,
-            override_existing=self.override_existing or not _has_rows(self.filename),
-        )
+    @property
+    def _extra_keys(self) -> tuple[str, ...]:
+        return self.reset_keywords + self.info_keywords + self.columns
 
-    def watch_costs(self, cost_keys: tuple[str, ...]) -> None:
-        """Sum these keys of ``info`` instead. Before the first step, the algorithm calls it with the keys of its limits."""
+    def _set_columns(self, columns: tuple[str, ...]) -> None:
+        self.columns = columns
+        if isinstance(self.results_writer, GrowingResultsWriter):
+            # A cost that is mentioned for the first time was 0 before
+            self.results_writer.set_columns(self._extra_keys, 0.0 if self.episode_returns else "")
+
+    def watch_costs(self, cost_keys: tuple[str, ...], is_silence_zero: bool = False) -> None:
+        """
+        Sum these keys of ``info`` instead. Before the first step, the algorithm calls it with the keys of its limits.
+
+        :param is_silence_zero: whether an ``info`` that lacks a cost says that it is 0
+        """
         if self.total_steps == 0 and self.cost_keys is None:
-            self.cost_keys = self.columns = tuple(cost_keys)
-            self._open_results()
+            self.cost_keys = tuple(key for key in dict.fromkeys(cost_keys) if key not in ("r", "l", "t"))
+            self._mentioned |= set(self.cost_keys) if is_silence_zero else set()
+            self._set_columns(self.cost_keys)
 
     def reset(self, **kwargs: Any) -> tuple[ObsType, dict[str, Any]]:
         self.episode_costs = {}
-        return super().reset(**kwargs)
+        try:
+            return super().reset(**kwargs)
+        except TypeError as error:
+            explain_reset(error)
+            raise
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
         # The row waits for the costs
         writer, self.results_writer = self.results_writer, None
         try:
             observation, reward, terminated, truncated, info = super().step(action)
+        except (ValueError, gym.error.Error) as error:
+            # Here too, since a worker of SubprocVecEnv says nothing to the process that it works for
+            explain_step(error)
+            raise
         finally:
             self.results_writer = writer
         costs = self._costs(info)
         self._mentioned |= set(costs)
-        # The header can change as long as no row is written; a cost that occurs later is in info["episode"] only
         seen = tuple(sorted(self._mentioned, key=_cost_order))
-        columns = seen if self.cost_keys is None else self.columns
-        if columns != self.columns and (columns or self.total_steps == 1):
-            self.columns = columns
-            if not self.episode_returns[: len(self.episode_returns) - int(terminated or truncated)]:
-                self._open_results()
+        if self.cost_keys is None and seen != self.columns and (seen or self.total_steps == 1):
+            # This episode is among those that have ended, if it has
+            self._set_columns(seen)
         for key in self.columns:
             # An environment that mentions a cost only when it occurs means 0 by silence
             self.episode_costs[key] = self.episode_costs.get(key, 0.0) + costs.get(key, 0.0)
@@ -134,27 +147,19 @@ def _as_numbers(value: Any) -> np.ndarray | None:
 
 def _is_cost(key: Any, value: Any) -> bool:
     """
-    Not everything whose name begins like a cost's is one: ``info["cost_name"] = "speed"``, a history, a map. Names that begin
-    with ``cost_`` stand for one number, ``cost`` for one per constraint.
+    Not everything whose name begins like a cost's is one: ``info["cost_name"] = "speed"``, a map, a history that has but one
+    entry yet. Names that begin with ``cost_`` stand for a number, ``cost`` for one per constraint.
     """
     if key != "cost" and not (isinstance(key, str) and key.startswith("cost_")):
         return False
     array = _as_numbers(value)
-    return array is not None and 0 < array.size <= (MAX_COSTS if key == "cost" else 1)
+    return array is not None and (0 < array.size <= MAX_COSTS if key == "cost" else array.ndim == 0)
 
 
 def _cost_order(key: str) -> tuple[str, int]:
     """cost, cost_0, cost_1, ... cost_10, and names by the alphabet."""
     name, _, number = key.rpartition("_")
     return (name, int(number)) if number.isdigit() else (key, -1)
-
-
-def _has_rows(filename: str) -> bool:
-    """Whether there is a file that can be appended to, under the name that SB3's ``ResultsWriter`` gives it."""
-    path = filename
-    if not filename.endswith(Monitor.EXT):
-        path = os.path.join(filename, Monitor.EXT) if os.path.isdir(filename) else f"{filename}.{Monitor.EXT}"
-    return os.path.exists(path) and os.path.getsize(path) > 0
 
 
 def with_cost_monitor(env: GymEnv, verbose: int = 0) -> GymEnv:

@@ -8,6 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
+from sb3_cpo import distributed
+
 # As VecNormalize
 CLIP, EPSILON = 10.0, 1e-8
 
@@ -42,9 +44,10 @@ class RunningMoments(nn.Module):
         :param obs: (n, *shape)
         """
         obs = obs.astype(np.float64)
-        n, count = len(obs), float(self.count)
+        count = float(self.count)
         mean, variance = self.mean.cpu().numpy().astype(np.float64), self.variance.cpu().numpy().astype(np.float64)
-        new_mean, new_variance = obs.mean(axis=0), obs.var(axis=0)
+        batch_mean, batch_variance, n = distributed.moments(th.as_tensor(obs))
+        new_mean, new_variance = batch_mean.numpy(), batch_variance.numpy()
         total = count + n
         delta = new_mean - mean
         # Before the first update, the variance of 1 stands for nothing that was seen
@@ -62,7 +65,8 @@ class ObservationNormalizer(nn.Module):
     A policy that was trained on observations as they are (PPO's, as a warm start) keeps them so: its normalizer is frozen.
 
     The statistics rest during a rollout and are updated between updates, so that old and new log-probabilities of a rollout
-    are of the same inputs. In the first rollout observations are not standardised: nothing has been seen.
+    are of the same inputs. In the first rollout observations are not standardised: nothing has been seen. Its statistics are
+    taken before the first update, and its log-probabilities are those of the same weights with them.
 
     :param space: of the observations; a ``Dict`` is treated part by part
     """
@@ -83,6 +87,11 @@ class ObservationNormalizer(nn.Module):
             return self.moments[0](obs)
         moments = dict(zip(self._keys, self.moments, strict=True))
         return {key: moments[key](value) if key in moments else value for key, value in obs.items()}
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it will have statistics, and has none yet."""
+        return not self.is_frozen and all(moments.count == 0 for moments in self.moments)
 
     @th.no_grad()
     def update(self, obs: Any) -> None:

@@ -1,6 +1,6 @@
 """Return and cost of runs over training, with the limits: read from what SB3 and the zoo write, and drawn (extra: plot)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, NullFormatter, SymmetricalLogLocator
 from scipy import stats
 from stable_baselines3.common.monitor import get_monitor_files, load_results
 
@@ -104,18 +105,32 @@ def from_log(table: pd.DataFrame) -> Run:
     return Run(table["time/total_timesteps"].to_numpy(), returns, costs, limits, errors)
 
 
+def _sources(folder: Path) -> dict[str, bool]:
+    """What a run can be read from, and whether it is there."""
+    return {
+        "evaluations": (folder / "evaluations.npz").is_file(),
+        "progress": (folder / "progress.csv").is_file(),
+        "tensorboard": any(folder.glob("events.out.tfevents*")),
+        "monitor": bool(get_monitor_files(str(folder))),
+    }
+
+
+def find_runs(folder: Path, source: str = "auto") -> list[Path]:
+    """The folder if it is a run, else those of its sub-folders that are, at any depth; what is inside a run is part of it."""
+    sources = _sources(folder)
+    if any(sources.values()) if source == "auto" else sources[source]:
+        return [folder]
+    below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [run for path in below for run in find_runs(path, source)]
+
+
 def read_run(folder: Path, source: str = "auto", window: int = 100) -> Run:
     """
     Read a run.
 
     :raises FileNotFoundError: the folder has nothing of that source
     """
-    found = {
-        "evaluations": (folder / "evaluations.npz").is_file(),
-        "progress": (folder / "progress.csv").is_file(),
-        "tensorboard": any(folder.glob("events.out.tfevents*")),
-        "monitor": bool(get_monitor_files(str(folder))),
-    }
+    found = _sources(folder)
     source = next((name for name, exists in found.items() if exists), "auto") if source == "auto" else source
     if not found.get(source, False):
         raise FileNotFoundError(f"{folder} has no {' or '.join(found) if source == 'auto' else source} to read")
@@ -183,14 +198,28 @@ def align(runs: list[Run], n_points: int = 200) -> list[Run]:
 # ---------------------------------------------------------------- drawing
 
 
-def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: float | None = None, log_cost: bool = False) -> Figure:
+Limits = float | Mapping[str, float] | None
+
+
+def limit_of(run: Run, name: str, cost_limit: Limits = None) -> np.ndarray | None:
+    """
+    The limit of a constraint over a run; None: there is none.
+
+    :param cost_limit: one for all constraints, or by name, instead of the run's own
+    """
+    if isinstance(cost_limit, Mapping):
+        cost_limit = cost_limit.get(name)
+    return run.limits.get(name) if cost_limit is None else np.full(len(run.steps), cost_limit)
+
+
+def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: Limits = None, log_cost: bool = False) -> Figure:
     """
     The return above, and one panel per constraint below: interquartile mean over seeds and its bootstrap interval; of a single
     run, the mean episode cost with two standard errors.
 
     :param groups: label -> runs of different seeds
-    :param cost_limit: draw this limit instead of the runs' own
-    :param log_cost: draw costs on a logarithmic axis, linear below 1
+    :param cost_limit: draw this limit instead of the runs' own, or a mapping from names to limits
+    :param log_cost: draw costs on a logarithmic axis, linear below 1 (below a limit that is smaller)
     """
     names = list(dict.fromkeys(name for runs in groups.values() for run in runs for name in run.costs)) or [""]
     fig, axes = plt.subplots(
@@ -209,10 +238,11 @@ def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: float | None
             elif len(values):
                 _draw_band(axis, runs[0].steps, bootstrap_band(values), style)
     for axis, name in zip(cost_axes, names, strict=True):
-        _draw_limits(axis, [run for runs in groups.values() for run in runs], name, cost_limit)
+        limits = _draw_limits(axis, [run for runs in groups.values() for run in runs], name, cost_limit)
         axis.set(ylabel=f"{name} of an episode" if name else "cost of an episode")
         if log_cost:
-            axis.set_yscale("symlog", linthresh=1)
+            threshold = min([limit for limit in limits if limit > 0], default=1.0)
+            _set_log_scale(axis, min(threshold, 1.0))
         else:
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     return_axis.set(ylabel="return of an episode", title=title)
@@ -231,23 +261,32 @@ def _draw_band(axis: Any, steps: np.ndarray, band: Band, style: dict[str, Any]) 
     axis.fill_between(steps, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def _draw_limits(axis: Any, runs: list[Run], name: str, cost_limit: float | None) -> None:
-    """Each limit once; a constant one from edge to edge, however long the runs that have it are."""
+def _set_log_scale(axis: Any, threshold: float) -> None:
+    """Logarithmic, and linear below a threshold; with ticks at 1, 2, 5, 10, ..., so that there are several in a decade."""
+    axis.set_yscale("symlog", linthresh=threshold)
+    axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=threshold, subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_limits(axis: Any, runs: list[Run], name: str, cost_limit: Limits) -> list[float]:
+    """Each limit once; a constant one from edge to edge, however long the runs that have it are. Returns where they end."""
     style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
-    drawn = set()
+    drawn: dict[Any, float] = {}
     for run in runs:
-        limit = run.limits.get(name) if cost_limit is None else np.full(len(run.steps), cost_limit)
+        limit = limit_of(run, name, cost_limit)
         if limit is None or not np.isfinite(limit).all():
             continue
         is_constant = not np.ptp(limit)
         key = limit[0] if is_constant else tuple(limit)
         if key in drawn:
             continue
-        drawn.add(key)
+        drawn[key] = float(limit[-1])
         if is_constant:
             axis.axhline(limit[0], label=f"limit {limit[0]:g}", **style)
         else:
             axis.plot(run.steps, limit, label=f"limit, {limit[-1]:g} in the end", **style)
+    return list(drawn.values())
 
 
 def plot_training(run: Any, path: str | Path | None = None, title: str = "") -> Figure:
@@ -267,7 +306,7 @@ def plot_training(run: Any, path: str | Path | None = None, title: str = "") -> 
     return figure
 
 
-def summarise(groups: dict[str, list[Run]], cost_limit: float | None = None) -> str:
+def summarise(groups: dict[str, list[Run]], cost_limit: Limits = None) -> str:
     """A table of the last point of each curve, and the share of points at which a run was over its limit."""
     lines = [f"{'runs':24} {'steps':>9}  {'':12} {'IQM':>9}  95 % interval"]
     for label, runs in groups.items():
@@ -282,7 +321,7 @@ def summarise(groups: dict[str, list[Run]], cost_limit: float | None = None) -> 
                 f"{label:24} {runs[0].steps[-1]:9.3g}  {what:12} {band.iqm[0]:9.4g}  [{band.low[0]:.4g}, {band.high[0]:.4g}]"
             )
             name = what.removeprefix("cost").strip()
-            own = [run.limits.get(name) if cost_limit is None else np.full(len(run.steps), cost_limit) for run in runs]
+            own = [limit_of(run, name, cost_limit) for run in runs]
             if what != "return" and all(limit is not None for limit in own):
                 is_over = np.array(values) > np.array(own)
                 line += f"  limit {own[0][-1]:g}, over it at {is_over.mean():.0%} of the points"  # type: ignore[index]

@@ -3,6 +3,8 @@
 import torch as th
 from torch import nn
 
+from sb3_cpo import distributed
+
 # Of a float32 mean
 RELATIVE_ROUNDING = 1e-6
 
@@ -46,7 +48,7 @@ class StandardizedLinear(nn.Linear):
         old_mean, old_std = self.mean.clone(), self.std.clone()
         # Old batches count for at most nine tenths: the targets move with the policy
         weight = 1.0 / min(float(self.count) + 1.0, 10.0)
-        mean, variance = targets.mean(dim=0), targets.var(dim=0, unbiased=False)
+        mean, variance, _ = distributed.moments(targets)
         shift = mean - old_mean
         # A standard deviation of exactly 1 stands for no spread so far, and must not count as one
         old_variance = th.where(old_std == 1, th.zeros_like(old_std), old_std**2)

@@ -14,6 +14,7 @@ from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cost_signal import CostSignal
 from sb3_cpo.episode_costs import CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
+from sb3_cpo.mistakes import names_mistakes
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region_algorithm import TrustRegionAlgorithm
 
@@ -41,7 +42,7 @@ class TRPO(TrustRegionAlgorithm):
     :param gamma: Discount factor of the reward
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
         for computing the Hessian vector product
-    :param cg_damping: damping in the Hessian vector product computation
+    :param cg_damping: damping in the Hessian vector product computation. None: 0.1 per action dimension, like ``target_kl``
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
         (i.e., ``theta_new = theta + alpha^i * step``)
     :param line_search_max_iter: maximum number of iteration
@@ -78,6 +79,7 @@ class TRPO(TrustRegionAlgorithm):
     takes_registered_limit: ClassVar[bool] = False
     has_cost_critic: ClassVar[bool] = False
 
+    @names_mistakes
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -89,7 +91,7 @@ class TRPO(TrustRegionAlgorithm):
         batch_size: int | None = None,
         gamma: float = 0.99,
         cg_max_steps: int = 10,
-        cg_damping: float = 0.1,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         n_critic_updates: int = 10,

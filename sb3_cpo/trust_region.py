@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_cpo.dual import Dual, is_row_vanishing, recovery_coefficients, solve_dual
+from sb3_cpo.fisher import Product, flat_grad, hessian_products
 from sb3_cpo.gradient_noise import constraint_basis, subtract_noise
 
 Parameters = Sequence[nn.Parameter]
@@ -76,27 +77,6 @@ class TrustRegionStep(NamedTuple):
     rejections: dict[str, int]
     gradient_noise: np.ndarray | None = None
     """(1 + n_costs,) share of g.H^-1 g and of each b_i.H^-1 b_i that noise alone produces; None: not measured."""
-
-
-def flat_grad(output: th.Tensor, params: Parameters, create_graph: bool = False, retain_graph: bool = True) -> th.Tensor:
-    """Gradient of a scalar with respect to the parameters as one vector, zeros where a parameter has no influence."""
-    grads = th.autograd.grad(output, params, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)
-    return th.cat(
-        [th.zeros_like(param).flatten() if grad is None else grad.flatten() for grad, param in zip(grads, params, strict=True)]
-    )
-
-
-def fisher_vector_product(grad_kl: th.Tensor, params: Parameters, vectors: th.Tensor, damping: float) -> th.Tensor:
-    """
-    Products ``(F + damping I) v`` with the Fisher matrix, the Hessian of the mean KL divergence at the old policy.
-
-    :param grad_kl: (n_params,) gradient of the KL divergence, with its graph
-    :param vectors: (k, n_params)
-    :param damping: added to the diagonal
-    :return: (k, n_params)
-    """
-    products = [flat_grad(grad_kl @ vector, params) for vector in vectors]
-    return th.stack(products) + damping * vectors if products else th.zeros_like(vectors)
 
 
 def conjugate_gradient(
@@ -197,9 +177,10 @@ def trust_region_step(
     cg_damping: float = 0.1,
     shrinking_factor: float = 0.8,
     line_search_max_iter: int = 15,
-    evaluate_kl: Callable[[], th.Tensor] | None = None,
+    fisher_product: Product | None = None,
     solve: Solver = solve_dual,
     probe_noise: Callable[[], NoiseProbe] | None = None,
+    average: Callable[[th.Tensor], th.Tensor] = lambda tensor: tensor,
 ) -> TrustRegionStep:
     """
     Change the parameters by an approximate solution of ``max objective`` subject to ``violation + change of costs <= 0``
@@ -213,10 +194,11 @@ def trust_region_step(
     :param cg_damping: added to the diagonal of the Fisher matrix
     :param shrinking_factor: of the line search
     :param line_search_max_iter: trials of the line search
-    :param evaluate_kl: KL divergence for the Fisher matrix, where it is to be estimated on fewer states
+    :param fisher_product: maps a vector (n_params,) to the Fisher matrix times it. None: the Hessian of the KL divergence
     :param solve: the step in the span of H^-1 g and H^-1 B, see :func:`~sb3_cpo.dual.solve_dual`; PCPO, for one, has another
     :param probe_noise: the same surrogates with random signs, differentiable: the costs are then expected to change by what
         episodes have in common only, and not by what is fitted to the noise of the batch. None: as in the paper
+    :param average: mean over processes that have a part of the batch each, for whatever is a mean over the batch
     """
     # 1. Gradients of the objective (g) and of the costs (B), and the curvature (H)
     surrogates = evaluate()
@@ -226,12 +208,12 @@ def trust_region_step(
     if probe is not None:
         for objective, costs in zip(probe.objective, probe.costs, strict=True):
             outputs += [objective, *costs]
-    gradients = th.stack([flat_grad(output, params) for output in outputs])
-    grad_kl = flat_grad(surrogates.kl_div if evaluate_kl is None else evaluate_kl(), params, create_graph=True)
-    old = Surrogates(*(value.detach() for value in surrogates))
+    gradients = average(th.stack([flat_grad(output, params) for output in outputs]))
+    multiply = hessian_products(surrogates.kl_div, params) if fisher_product is None else fisher_product
+    old = _average_surrogates(surrogates, average)
 
     def hessian_vector_products(vectors: th.Tensor) -> th.Tensor:
-        return fisher_vector_product(grad_kl, params, vectors, cg_damping)
+        return average(th.stack([multiply(vector) for vector in vectors])) + cg_damping * vectors
 
     # 2. H^-1 g and H^-1 B, and how much of their products is noise
     solutions, residuals = conjugate_gradient(hessian_vector_products, gradients, cg_max_steps)
@@ -253,7 +235,8 @@ def trust_region_step(
         lam, nu = dual.lam, dual.nu
         coefficients = -dual.b_coef @ basis
         coefficients[0] += dual.g_coef
-    step = th.as_tensor(coefficients, dtype=solutions.dtype, device=solutions.device) @ solutions
+    # In double precision: nearly parallel gradients have large coefficients, of which most cancels
+    step = (th.as_tensor(coefficients, dtype=th.float64, device=solutions.device) @ solutions.double()).to(solutions.dtype)
     # Conjugate gradients that stopped early leave r and S inexact; the size of the step is checked against H itself
     curvature = float(step @ hessian_vector_products(step.unsqueeze(0))[0])
     if curvature > 2 * target_kl:
@@ -267,7 +250,7 @@ def trust_region_step(
         search = line_search(
             params,
             step,
-            evaluate,
+            lambda: _average_surrogates(evaluate(), average),
             old,
             violation,
             target_kl,
@@ -292,3 +275,8 @@ def trust_region_step(
         rejections=search.rejections,
         gradient_noise=gradient_noise,
     )
+
+
+def _average_surrogates(surrogates: Surrogates, average: Callable[[th.Tensor], th.Tensor]) -> Surrogates:
+    values = average(th.cat([surrogates.objective.reshape(1), surrogates.costs, surrogates.kl_div.reshape(1)]).detach())
+    return Surrogates(values[0], values[1:-1], values[-1])

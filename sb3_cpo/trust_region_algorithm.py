@@ -9,9 +9,12 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution, kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
+from torch import nn
 
+from sb3_cpo import distributed
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.dual import solve_dual
+from sb3_cpo.fisher import Product, fisher_products, hessian_products
 from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm, Rollout
 from sb3_cpo.trust_region import NoiseProbe, Solver, Surrogates, TrustRegionStep, trust_region_step
 
@@ -47,7 +50,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         cost_limit: CostLimit | None = None,
         *,
         cg_max_steps: int = 10,
-        cg_damping: float = 0.1,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 15,
         target_kl: float | None = None,
@@ -58,7 +61,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
     ):
         super().__init__(policy, env, cost_limit, _init_setup_model=False, **kwargs)
         self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping
+        self.cg_damping: float = cg_damping  # type: ignore[assignment]
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.target_kl: float = target_kl  # type: ignore[assignment]
@@ -90,15 +93,14 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         :param target_kl: where it is to be smaller than the algorithm's
         :param solve: which step in the span of the gradients, see :func:`~sb3_cpo.trust_region.trust_region_step`
         """
-        samples = rollout.samples
+        samples, actor_params = rollout.samples, rollout.actor_params
         advantages = samples.advantages
         if self.normalize_advantage:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        thinned = samples.thinned(self.fisher_sub_sampling_factor)
+            mean, variance, n_samples = distributed.moments(advantages)
+            advantages = (advantages - mean) / ((variance * n_samples / max(n_samples - 1, 1)).sqrt() + 1e-8)
         with th.no_grad():
             # SB3's distributions are mutable singletons
             old_distribution = copy(self.policy.get_distribution(samples.observations))
-            old_thinned_distribution = copy(self.policy.get_distribution(thinned.observations))
 
         def evaluate() -> Surrogates:
             distribution = copy(self.policy.get_distribution(samples.observations))
@@ -117,14 +119,11 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             return NoiseProbe(
                 objective=(signs[-1] * ratio * advantages).mean(dim=1),
                 costs=self._cost_surrogates(cost_batches, ratio, signs),
-                n_episodes=sum(int(batch.episodes.unique().numel()) for batch in cost_batches),
+                n_episodes=sum(distributed.gather(sum(int(batch.episodes.unique().numel()) for batch in cost_batches))),
             )
 
-        def evaluate_kl() -> th.Tensor:
-            return mean_kl_divergence(old_thinned_distribution, self.policy.get_distribution(thinned.observations))
-
         return trust_region_step(
-            rollout.actor_params,
+            actor_params,
             evaluate,
             np.zeros(0) if violation is None else violation,
             self.target_kl if target_kl is None else target_kl,
@@ -132,10 +131,20 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             cg_damping=self.cg_damping,
             shrinking_factor=self.line_search_shrinking_factor,
             line_search_max_iter=self.line_search_max_iter,
-            evaluate_kl=evaluate_kl if self.fisher_sub_sampling_factor > 1 else None,
+            fisher_product=self._fisher_product(samples.thinned(self.fisher_sub_sampling_factor).observations, actor_params),
             solve=solve,
             probe_noise=probe_noise if n_noise_draws > 0 else None,
+            average=distributed.mean,
         )
+
+    def _fisher_product(self, observations: PyTorchObs, actor_params: Sequence[nn.Parameter]) -> Product:
+        product = fisher_products(self.policy.get_distribution(observations), actor_params)
+        if product is not None:
+            return product
+        # A user's distribution: by its own divergence
+        with th.no_grad():
+            old_distribution = copy(self.policy.get_distribution(observations))
+        return hessian_products(mean_kl_divergence(old_distribution, self.policy.get_distribution(observations)), actor_params)
 
     def _cost_surrogates(
         self, cost_batches: Sequence[CostBatch], ratio: th.Tensor, signs: Sequence[th.Tensor] | None = None
@@ -155,7 +164,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         weighted = [ratio.unsqueeze(1) * batch.advantages for batch, ratio in zip(cost_batches, [*ratios, ratio], strict=True)]
         if signs is None:
             return th.stack([terms.mean(dim=0) for terms in weighted]).mean(dim=0)
-        return th.stack([sign @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
+        return th.stack([sign.to(terms) @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
 
 
 def _random_signs(episodes: th.Tensor, n_draws: int) -> th.Tensor:

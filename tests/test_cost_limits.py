@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from sb3_cpo.cost_limits import CostLimits, parse_cost_limit
+from sb3_cpo.cost_limits import CostLimits, parse_cost_limit, read_limits
 from sb3_cpo.cost_signal import read_costs
-from sb3_cpo.log_keys import short_names
 
 
 @pytest.mark.parametrize(
@@ -118,15 +117,17 @@ def test_two_environments_with_one_cost_are_not_one_environment_with_two():
         read_costs([{"cost": [1.0, 2.0]}, {"cost": [1.0, 2.0]}], None, 4)
 
 
-def test_short_names_are_short_and_differ():
-    names = ["speed", "cost_velocity_left", "cost_velocity_right"]
-    short = short_names(names)
-    assert short[0] == "speed"
-    assert len(set(short)) == 3
-    assert max(map(len, short)) <= 9
-
-
 def test_schedules_stay_between_beginning_and_end_when_the_last_rollout_goes_beyond():
     limits = parse_cost_limit(lambda progress: 5 + 20 * progress)
     assert limits.at(-0.5).tolist() == [5]
     assert limits.at(1.0).tolist() == [25]
+
+
+def test_limits_of_a_command_line():
+    assert read_limits(["cost_a:1", "cost_b:2.5"]) == {"cost_a": 1.0, "cost_b": 2.5}
+    assert read_limits(["3"]) == 3.0
+    assert read_limits(["3", "4"]) == [3.0, 4.0]
+    assert read_limits(None) is None
+    for wrong in (["much"], ["cost_a:1", "2"], ["cost_a:much"]):
+        with pytest.raises(ValueError, match="is neither a number nor name:number"):
+            read_limits(wrong)

@@ -41,12 +41,22 @@ def test_batches_divide_the_rollout(rollout_size, batch_size):
     [(spaces.Box(-1, 1, (6,)), 0.06), (spaces.Box(-1, 1, (2, 2)), 0.04), (spaces.Discrete(5), 0.01)],
 )
 def test_the_trust_region_grows_with_the_dimensions_of_an_action(action_space, target_kl):
-    arguments = {"n_steps": None, "batch_size": None, "target_kl": None, "fisher_sub_sampling_factor": None}
+    arguments = {
+        "n_steps": None,
+        "batch_size": None,
+        "target_kl": None,
+        "cg_damping": None,
+        "fisher_sub_sampling_factor": None,
+    }
     fill_in(arguments, 20, 1000, action_space)
     assert arguments == {
-        "n_steps": 1000, "batch_size": 500, "target_kl": pytest.approx(target_kl), "fisher_sub_sampling_factor": 4,
-    }  # fmt: skip
-    given = {"n_steps": 10, "batch_size": 5, "target_kl": 0.3, "fisher_sub_sampling_factor": 7}
+        "n_steps": 1000,
+        "batch_size": 500,
+        "target_kl": pytest.approx(target_kl),
+        "cg_damping": pytest.approx(10 * target_kl),
+        "fisher_sub_sampling_factor": 4,
+    }
+    given = {"n_steps": 10, "batch_size": 5, "target_kl": 0.3, "cg_damping": 0.7, "fisher_sub_sampling_factor": 7}
     assert fill_in(dict(given), 20, 1000, action_space) is None
     filled = dict(given)
     fill_in(filled, 20, 1000, action_space)

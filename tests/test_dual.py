@@ -1,3 +1,7 @@
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -249,6 +253,16 @@ def test_ten_constraints_are_solved():
     assert n_feasible >= 5
 
 
+def test_answers_to_problems_of_every_kind_are_proved(monkeypatch, capsys):
+    """Parallel, contradictory and vanishing rows, g along a row, one feasible point, 24 orders of magnitude."""
+    path = Path(__file__).parent.parent / "scripts" / "check_dual.py"
+    spec = importlib.util.spec_from_file_location("script_check_dual", path)
+    check_dual = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check_dual)
+    monkeypatch.setattr(sys, "argv", ["check_dual.py", "--problems", "1500", "--max-costs", "6"])
+    assert check_dual.main() == 0, capsys.readouterr().out
+
+
 # -- Edges
 
 
@@ -341,6 +355,55 @@ def test_gradient_almost_in_the_span_keeps_the_trust_region(noise):
             assert g @ x >= g @ optimum_by_slsqp(g, B, c, 0.02, np.eye(6)) - 1e-4 * np.linalg.norm(g) * np.sqrt(0.02)
 
 
+@pytest.mark.parametrize("noise", [1e-4, 3e-5, 1e-5, 3e-6])
+def test_gradient_almost_along_a_row_loses_nothing(noise):
+    """x_1 = 0.05 on the plane, and the whole rest of the radius for what is left of g."""
+    g = np.array([1.0, noise, 0])
+    x = solve(g, np.eye(3)[:1], np.array([-0.05]), 0.02)[1]
+    assert g @ x >= 0.05 + noise * np.sqrt(0.02 - 0.05**2) - 1e-7
+    assert x @ x <= 0.02 * (1 + 1e-6)
+    assert x[0] <= 0.05 + 1e-9
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-12, 1e-9, 1e-7, -1e-9])
+def test_gradient_along_a_row_keeps_its_multiplier_where_another_row_moves_the_step(noise):
+    """x_1 <= 0 with g = (1, noise): its price is 1, though x_2 >= 0.01 has to be satisfied first."""
+    B, c = np.array([[1.0, 0], [0, -1]]), np.array([0.0, 0.01])
+    dual, x = solve(np.array([1.0, noise]), B, c, 0.001)
+    np.testing.assert_allclose(dual.nu, [1, 0], atol=2e-7)
+    assert abs(x[0]) <= 1e-9
+    assert x[1] >= 0.01 - 1e-9
+
+
+def test_gradient_along_one_of_dependent_rows_keeps_the_constraints():
+    """Four rows in the plane depend on each other, but two that meet at a right angle are met to a part in 10^7."""
+    angles = np.array([0, np.pi / 2, 0.7, 2.5])
+    B, c = np.stack([np.cos(angles), np.sin(angles)], axis=1), np.array([-0.05, -0.02, -0.2, -0.2])
+    for noise in (0, 1e-6, 3e-6, 1e-5):
+        dual, x = solve(np.array([1.0, noise]), B, c, 0.02)
+        assert np.all(c + B @ x <= 2e-7)
+        np.testing.assert_allclose(x[0], 0.05, atol=2e-7)
+        np.testing.assert_allclose(dual.nu, [1, 0, 0, 0], atol=2e-5)
+
+
+def test_point_out_of_the_trust_region_is_no_candidate_however_good():
+    """Only (0, -1, 0) is feasible; the corner (0.5, -1, 0) is out of the trust region, and g leads straight to it."""
+    B, c = np.array([[0.0, 1, 0], [1, 0, 0]]), np.array([1.0, -0.5])
+    x = solve(np.array([1.0, 0, 1e-5]), B, c, 1.0)[1]
+    np.testing.assert_allclose(x, [0, -1, 0], atol=1e-6)
+
+
+def test_the_only_feasible_point_has_multipliers_where_the_gradient_leads_away_from_it():
+    """x = (-0.1, 0.1) in a ball of that radius; g = (0.3, -1) is spanned by rows of which only a large lam takes both."""
+    B, D = np.array([[1.0, 0], [0, -1]]), 0.02
+    g, c = np.array([0.3, -1.0]), np.array([0.1, 0.1])
+    dual, x = solve(g, B, c, D)
+    np.testing.assert_allclose(x, [-0.1, 0.1], atol=1e-9)
+    assert dual.lam > 0
+    np.testing.assert_allclose(dual.lam * x + dual.nu @ B, g, atol=1e-6 * dual.lam)
+    assert np.all(dual.nu > 0)
+
+
 def test_no_reward_gradient_gives_the_shortest_step_that_satisfies_the_constraints():
     B, c = np.array([[1.0, 0, 0], [1, 1, 0], [0, 0, 1]]), np.array([0.05, 0.02, -0.1])
     dual, x = solve(np.zeros(3), B, c, 0.02)
@@ -412,10 +475,34 @@ def test_recovery_from_rows_that_almost_cancel_keeps_the_trust_region():
         assert np.max((c + B @ x) / np.linalg.norm(B, axis=1)) <= 1
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4])
+def test_recovery_from_nearly_parallel_rows_never_raises_the_worst_violation(angle, sign):
+    rng = np.random.default_rng(6)
+    for _ in range(100):
+        B, D = rng.normal(size=(4, 3)), 1.0
+        B[1], B[2] = sign * B[0] + angle * B[1], -B[0] + angle * B[2]
+        B /= np.linalg.norm(B, axis=1, keepdims=True)
+        c = np.array([1, 1 - rng.choice([0, 1e-6, 0.1]), 1 - rng.choice([0, 1e-7, 1e-4, 0.1]), rng.uniform(-1, 1)])
+        x = recover(B, c, D)
+        assert x @ x <= D * (1 + 1e-6)
+        assert np.max(c + B @ x) <= 1 + 1e-9
+
+
+def test_recovery_stays_where_every_step_raises_the_worst_violation():
+    np.testing.assert_allclose(recover(np.array([[1.0, 0], [-1, 0]]), np.full(2, 0.1), 0.02), [0, 0], atol=1e-12)
+
+
 def test_almost_contradictory_constraints_are_balanced():
     """The feasible set is a wedge a million radii away; the way there would hardly lower either violation."""
     B, c = np.array([[1.0, 1e-6], [-1, 1e-6]]), np.array([0.1, 0.02])
     np.testing.assert_allclose(recover(B, c, 0.02), [-0.04, 0], atol=2e-3)
+
+
+def test_recovery_does_not_set_out_for_a_point_thousands_of_violations_away():
+    """The wedge is at x_2 = -200; straight there the worst violation falls by 0.0001, between the planes by 0.01 and more."""
+    B, c = np.array([[1.0, 3e-4], [-1, 3e-4]]), np.array([0.1, 0.02])
+    assert np.max(c + B @ recover(B, c, 0.02)) <= 0.09
 
 
 @pytest.mark.parametrize("g_scale", [1e-12, 1e12])
@@ -498,6 +585,16 @@ def test_recovery_step_stays_in_the_trust_region_and_lowers_the_worst_violation(
         assert np.all(after[c > 0] < before[c > 0])
 
 
+def assert_same_step(problem, x, expected):
+    """Where the constraints leave little of g, the direction of that has few digits: one per digit that it is shorter."""
+    g, B, _, _, H = problem
+    L = np.linalg.cholesky(H)
+    W, w = np.linalg.solve(L, B.T), np.linalg.solve(L, g)
+    left = np.linalg.norm(w - W @ np.linalg.lstsq(W, w)[0]) / max(np.linalg.norm(w), 1e-300)
+    np.testing.assert_allclose(x, expected, atol=1e-8 if left < 1e-7 else 1e-8 + 1e-14 / left**2)
+    np.testing.assert_allclose(g @ x, g @ expected, atol=1e-8)
+
+
 @REPRODUCIBLE
 @given(problems(min_costs=2), st.randoms(use_true_random=False))
 def test_permuting_the_constraints_permutes_their_multipliers(problem, random):
@@ -512,7 +609,7 @@ def test_permuting_the_constraints_permutes_their_multipliers(problem, random):
         np.testing.assert_allclose(recover(B[order], c[order], D, H), recover(B, c, D, H), atol=1e-8)
     else:
         np.testing.assert_allclose(permuted_dual.nu, dual.nu[order], rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(permuted_x, x, atol=1e-8)
+        assert_same_step(problem, permuted_x, x)
 
 
 @REPRODUCIBLE
@@ -529,7 +626,7 @@ def test_scaling_a_constraint_scales_its_multiplier_and_leaves_the_step(problem,
         np.testing.assert_allclose(recover(a[:, None] * B, a * c, D, H), recover(B, c, D, H), atol=1e-8)
     else:
         np.testing.assert_allclose(a * scaled_dual.nu, dual.nu, rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(scaled_x, x, atol=1e-8)
+        assert_same_step(problem, scaled_x, x)
 
 
 wide_floats = st.floats(-12, 12).map(lambda exponent: 10**exponent)

@@ -12,6 +12,7 @@ from toy_envs import RiskyEnv, vec_env
 
 from sb3_cpo import CPO, TRPO
 from sb3_cpo.observation_normalizer import ObservationNormalizer, RunningMoments, normalized_keys
+from sb3_cpo.trust_region_algorithm import mean_kl_divergence
 
 KWARGS = {"n_steps": 16, "batch_size": 16, "device": "cpu", "seed": 0, "policy_kwargs": {"net_arch": [8]}}
 
@@ -95,6 +96,44 @@ def test_statistics_rest_during_a_rollout_and_count_every_observation_once():
     model.collect_rollouts = spy
     model.learn(32 * 3)
     assert counts == [(0, 0), (32, 32), (64, 64)]
+
+
+class WideEnv(RiskyEnv):
+    """Observations far from standardised: taking their statistics in is a large change of the policy."""
+
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        return 20 * obs + 5, info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return (20 * obs + 5, *rest)
+
+
+@pytest.mark.parametrize("algorithm", [CPO, TRPO])
+def test_the_trust_region_sees_what_the_first_statistics_change(algorithm):
+    """Between the policies of the first and the second rollout, with equal statistics, lies no more than target_kl."""
+    limit = {"cost_limit": 1.0} if algorithm is CPO else {}
+    model = algorithm("MlpPolicy", vec_env(lambda rank: WideEnv(), 2), target_kl=0.01, **limit, **KWARGS)
+    train = model.train
+    policies = []
+
+    def spy():
+        policies.append(copy.deepcopy(model.policy))
+        train()
+        policies.append(copy.deepcopy(model.policy))
+
+    model.train = spy
+    model.learn(32)
+    before, after = policies
+    obs = th.as_tensor(model.rollout_buffer.flat_observations())
+    before.update_observation_statistics(obs.numpy())
+    assert not before.lacks_observation_statistics
+    for key, value in before.observation_normalizer.state_dict().items():
+        th.testing.assert_close(after.observation_normalizer.state_dict()[key], value)
+    with th.no_grad():
+        kl_div = mean_kl_divergence(copy.copy(before.get_distribution(obs)), after.get_distribution(obs))
+    assert 0.001 < kl_div <= 0.01001
 
 
 def test_saved_copied_and_loaded_models_act_the_same(tmp_path):

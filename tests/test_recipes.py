@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import safe_envs
+import sb3_cpo
+from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("[!_]*/*.md"))]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -40,10 +44,58 @@ def test_recipe_runs_as_printed(heading, tmp_path, monkeypatch, capsys):
         assert re.search(re.escape(printed).replace(r"\.\.\.", ".*"), output), f"{printed!r} is not in {output!r}"
 
 
+# Pages whose programs are complete: a block of the README stands alone, those of a page follow each other
+STARTS = {
+    **{f"README, {index}": [block] for index, block in enumerate(PYTHON_BLOCK.findall((ROOT / "README.md").read_text()))},
+    **{page: PYTHON_BLOCK.findall((ROOT / "docs" / page).read_text()) for page in ("index.md", "guide/quickstart.md")},
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_first_programs_run_as_pasted(name, tmp_path, monkeypatch, capsys):
+    """As they stand, imports included; only training and evaluation are cut short."""
+    learn = ConstrainedOnPolicyAlgorithm.learn
+    rollouts = []
+
+    def learn_shortly(model, total_timesteps=1, **kwargs):
+        assert total_timesteps >= 1_000
+        rollouts.append(model.n_steps)
+        return learn(model, 1, **kwargs)
+
+    monkeypatch.setattr(ConstrainedOnPolicyAlgorithm, "learn", learn_shortly)
+    monkeypatch.setattr("sb3_cpo.defaults.default_n_steps", lambda n_envs, max_episode_steps: 20)
+    monkeypatch.chdir(tmp_path)
+    programs = [re.sub(r"n_eval_episodes=\d+", "n_eval_episodes=1", program) for program in STARTS[name]]
+    namespace = {"__name__": "__main__"}
+    for program in programs:
+        exec(compile(program, name, "exec"), namespace)
+    assert rollouts
+    assert "cost" in capsys.readouterr().out or "README" in name
+
+
+def test_the_readme_shows_how_to_begin():
+    first, own = PYTHON_BLOCK.findall((ROOT / "README.md").read_text())[:2]
+    assert "import" in first.splitlines()[0]
+    assert len(own.strip().splitlines()) <= 10
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_programs_are_python(page):
     for program in PYTHON_BLOCK.findall(page.read_text()):
         ast.parse(program)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "results" not in page.parts], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_what_a_page_uses_of_the_packages_it_imports(page):
+    known = {*sb3_cpo.__all__, *safe_envs.__all__, "gym", "np", "th"}
+    nodes = [node for program in PYTHON_BLOCK.findall(page.read_text()) for node in ast.walk(ast.parse(program))]
+    imported = {
+        alias.asname or alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+    }
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    assert (used & known) - imported == set()
 
 
 def test_every_logged_key_is_explained():

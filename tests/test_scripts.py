@@ -278,3 +278,85 @@ def test_share_of_predictions_that_come_true_is_not_flattered_by_the_noise_of_th
     plain_slope = np.polyfit(rows["train/predicted_cost_change"], rows["train/actual_cost_change"], 1)[0]
     assert plain_slope > kept + 0.5
     assert load_script("experiments/calibration").slope_without_noise(rows) == pytest.approx(kept, abs=0.05)
+
+
+# ---------------------------------------------------------------- sb3-cpo plot
+
+
+def write_evaluations(folder, steps=(0, 1000), cost=3.0, names=()):
+    folder.mkdir(parents=True)
+    costs = np.full((len(steps), 2, max(len(names), 1)), cost)
+    np.savez(
+        folder / "evaluations.npz",
+        timesteps=steps,
+        results=costs[:, :, 0],
+        ep_lengths=costs[:, :, 0],
+        costs=costs,
+        cost_limits=np.tile(5.0 + np.arange(costs.shape[2]), (len(steps), 1)),
+        **{name: costs[:, :, index] for index, name in enumerate(names)},
+    )
+
+
+def test_runs_are_found_below_the_folders_that_are_given(plot, tmp_path, capsys):
+    for path in ("cpo/SafePointCircle-v0_1", "cpo/SafePointCircle-v0_2", "trpo/SafePointCircle-v0_1"):
+        write_evaluations(tmp_path / "logs" / path)
+        (tmp_path / "logs" / path / "SafePointCircle-v0").mkdir()
+    # What lies inside of a run is part of it
+    write_evaluations(tmp_path / "logs/cpo/SafePointCircle-v0_1/inner")
+    assert [run.relative_to(tmp_path / "logs").as_posix() for run in plot.find_runs(tmp_path / "logs")] == [
+        "cpo/SafePointCircle-v0_1",
+        "cpo/SafePointCircle-v0_2",
+        "trpo/SafePointCircle-v0_1",
+    ]
+    plot.main([str(tmp_path / "logs"), "-o", str(tmp_path / "image.png")])
+    out = capsys.readouterr().out
+    assert {line.split()[0] for line in out.splitlines() if " return " in line} == {"cpo", "trpo"}
+    plot.main([str(tmp_path / "logs"), "-l", "all", "-o", str(tmp_path / "image.png")])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if " return " in line] == ["all"]
+
+
+def test_runs_without_common_steps_are_named_in_a_sentence(plot, tmp_path, capsys):
+    write_evaluations(tmp_path / "cpo/Env-v0_1", (0, 1000))
+    write_evaluations(tmp_path / "cpo/Env-v0_2", (4000, 5000))
+    for name in ("1", "2"):
+        (tmp_path / f"cpo/Env-v0_{name}/Env-v0").mkdir()
+    with pytest.raises(SystemExit):
+        plot.main([str(tmp_path)])
+    err = capsys.readouterr().err
+    assert "the runs of 'cpo' share no steps" in err
+    assert "Env-v0_1 ends at 1,000" in err
+    assert "Env-v0_2 begins at 4,000" in err
+    plot.main(
+        [str(tmp_path / "cpo/Env-v0_1"), str(tmp_path / "cpo/Env-v0_2"), "-l", "a", "b", "-o", str(tmp_path / "image.png")]
+    )
+
+
+def test_each_panel_has_its_own_limit_in_its_legend(plot, tmp_path):
+    write_evaluations(tmp_path / "run", names=("cost_a", "cost_b"))
+    groups = {"cpo": [plot.read_run(tmp_path / "run")]}
+
+    def legends(cost_limit=None):
+        figure = plot.draw(groups, cost_limit=cost_limit)
+        texts = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes]
+        plot.plt.close(figure)
+        return texts
+
+    assert legends() == [["cpo"], ["cpo", "limit 5"], ["cpo", "limit 6"]]
+    assert legends({"cost_b": 7.0}) == [["cpo"], ["cpo", "limit 5"], ["cpo", "limit 7"]]
+
+
+@pytest.mark.parametrize(("cost", "limit"), [(0.5, 0.1), (30.0, 5.0)])
+def test_logarithmic_axis_has_several_ticks(plot, cost, limit):
+    """Costs below 1 had one: 0.1."""
+    steps = np.arange(3.0)
+    run = plot.Run(steps, steps, {"": np.array([0.0, limit, cost])}, {"": np.full(3, limit)})
+    figure = plot.draw({"cpo": [run]}, log_cost=True)
+    axis = figure.axes[1]
+    figure.draw_without_rendering()
+    low, high = axis.get_ylim()
+    ticks = [
+        text.get_text() for value, text in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True) if low <= value <= high
+    ]
+    assert len(ticks) >= 4
+    assert f"{limit:g}" in ticks
+    plot.plt.close(figure)

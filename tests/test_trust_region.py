@@ -1,4 +1,5 @@
 from copy import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,10 @@ from scipy.optimize import minimize
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.func import functional_call, hessian
 
+from sb3_cpo.fisher import fisher_products, flat_grad, hessian_products
 from sb3_cpo.trust_region import (
     Surrogates,
     conjugate_gradient,
-    fisher_vector_product,
-    flat_grad,
     line_search,
     set_flat_params,
     trust_region_step,
@@ -95,17 +95,32 @@ def full_hessian(module, policy, names, params):
 
 
 @pytest.mark.parametrize("name", ACTION_SPACES)
-def test_fisher_vector_products_are_those_of_the_full_hessian(name):
+def test_fisher_products_are_those_of_the_full_hessian(name):
     policy, obs, names, params = make_policy(name)
-    # The oracle is made of the formulas by hand and torch.func, the product of SB3's divergence and autograd
+    # The oracle is made of the formulas by hand and torch.func
     H = full_hessian(KL(policy, obs, kl_by_hand), policy, names, params)
     assert H.abs().max() > 1e-3
-    grad_kl = flat_grad(KL(policy, obs)(), params, create_graph=True)
-    assert grad_kl.abs().max() < 1e-12
-    vectors = th.as_tensor(np.random.default_rng(1).normal(size=(3, len(H))))
-    th.testing.assert_close(fisher_vector_product(grad_kl, params, vectors, 0.0), vectors @ H)
-    th.testing.assert_close(fisher_vector_product(grad_kl, params, vectors, 0.3), vectors @ H + 0.3 * vectors)
-    assert fisher_vector_product(grad_kl, params, vectors[:0], 0.3).shape == (0, len(H))
+    assert flat_grad(KL(policy, obs)(), params).abs().max() < 1e-12
+    by_hessian = hessian_products(KL(policy, obs)(), params)
+    by_distribution = fisher_products(distribution(policy, obs), params)
+    for vector in th.as_tensor(np.random.default_rng(1).normal(size=(3, len(H)))):
+        th.testing.assert_close(by_hessian(vector), H @ vector)
+        th.testing.assert_close(by_distribution(vector), H @ vector)
+
+
+def test_fisher_product_where_the_noise_is_not_learned():
+    policy, obs, names, params = make_policy("gaussian")
+    policy.log_std.requires_grad_(False)
+    pairs = [(name, param) for name, param in zip(names, params, strict=True) if name != "log_std"]
+    names, params = [name for name, _ in pairs], [param for _, param in pairs]
+    H = full_hessian(KL(policy, obs, kl_by_hand), policy, names, params)
+    vector = th.as_tensor(np.random.default_rng(1).normal(size=len(H)))
+    th.testing.assert_close(fisher_products(distribution(policy, obs), params)(vector), H @ vector)
+
+
+def test_unknown_distributions_have_no_closed_form():
+    unknown = SimpleNamespace(distribution=th.distributions.Gumbel(th.zeros(2, 1, requires_grad=True), th.ones(2, 1)))
+    assert fisher_products(unknown, []) is None
 
 
 @pytest.mark.parametrize("name", ACTION_SPACES)
@@ -127,6 +142,7 @@ def test_flat_grad_by_hand():
     # with a graph, the gradient has a gradient: d/db of the first entry 2 a b
     grad = flat_grad(output, [a, b], create_graph=True)
     assert flat_grad(grad[0], [b]).tolist() == [2]
+    assert flat_grad([2 * b, b**2], [b], [th.tensor([3.0]), th.tensor([0.5])]).tolist() == (6 + b).tolist()
 
 
 def spd(rng, n, condition=30.0):
@@ -483,7 +499,7 @@ def test_curvature_can_come_from_fewer_states():
             np.zeros(0),
             0.01,
             cg_damping=0.0,
-            evaluate_kl=lambda x=x, share=share: share * (x @ x) / 2,
+            fisher_product=lambda vector, share=share: share * vector,
         )
         steps.append(x.detach().norm().item())
     np.testing.assert_allclose(steps, [np.sqrt(0.02), np.sqrt(0.04)], rtol=1e-6)

@@ -86,9 +86,15 @@ def test_the_command_says_what_there_is(tmp_path):
     wrong = sb3_cpo("fly")
     assert (wrong.returncode, wrong.stderr.strip()) == (
         1,
-        "sb3-cpo: there is no command 'fly'; there are train, enjoy, tune, plot, video",
+        "sb3-cpo: there is no command 'fly'; there are train, enjoy, tune, report, plot, video",
     )
-    for name, missing in [("train", "rl_zoo3"), ("tune", "optuna"), ("plot", "matplotlib"), ("video", "rl_zoo3")]:
+    for name, missing in [
+        ("train", "rl_zoo3"),
+        ("tune", "optuna"),
+        ("report", "scipy"),
+        ("plot", "matplotlib"),
+        ("video", "rl_zoo3"),
+    ]:
         result = sb3_cpo(name, "--help", missing=(missing,))
         assert result.returncode == 1
         assert result.stderr.startswith(f"sb3-cpo {name} needs packages that are not installed")

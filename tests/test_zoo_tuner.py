@@ -1,5 +1,7 @@
 """The tuner: costs of a trial are constraints of Optuna."""
 
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,6 +13,7 @@ from test_callbacks import ScriptedEnv
 from zoo_scripts import ALGORITHMS, OPTIMIZE, POINT, TINY, make_manager, registered, run_in_folder  # noqa: F401
 
 from sb3_cpo import CPO
+from sb3_cpo.zoo import ConstrainedExperimentManager
 from sb3_cpo.zoo.enjoy import enjoy
 from sb3_cpo.zoo.hyperparams_opt import ConstrainedTrialEvalCallback, is_feasible, violation_of
 from sb3_cpo.zoo.train import train
@@ -117,3 +120,16 @@ def test_a_trial_without_an_evaluation_is_not_feasible():
     frozen = study.trials[0]
     assert not is_feasible(frozen)
     assert violation_of(frozen) == np.inf
+
+
+def test_plots_of_a_study_are_written_with_the_packages_of_the_extra(tmp_path, capsys):
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert "plotly" in project["optional-dependencies"]["zoo"]
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_categorical("y", [1, 2]), n_trials=4)
+    ConstrainedExperimentManager._plot_study(study, tmp_path / "report")
+    if find_spec("plotly") is None:
+        assert "No plots of the study" in capsys.readouterr().out
+        pytest.skip("plotly is not installed")
+    assert "plotly" in (tmp_path / "report_history.html").read_text()
+    assert "plotly" in (tmp_path / "report_importances.html").read_text()

@@ -1,5 +1,6 @@
 """``BatchVecEnv``: all copies of one of our tasks in one process, stepped together, as an SB3 ``VecEnv``."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from safe_envs.mujoco import vec_env_state
 from safe_envs.mujoco.task import BatchedTask, Episode
+from safe_envs.wrappers import MissingKey
 
 # rl_zoo3 replaces gymnasium's class by a subclass when it is imported
 _TimeLimit: type[TimeLimit] = next(base for base in TimeLimit.__mro__ if base.__name__ == "TimeLimit")
@@ -102,7 +104,7 @@ class BatchVecEnv(VecEnv):
     The environments themselves are kept for rendering and for ``get_attr``; they are brought up to date when one asks.
 
     :param env_fns: functions that make one copy each
-    :param n_threads: threads for the physics; 0: all cores
+    :param n_threads: threads for the physics; 0: all cores, or this process's share of them under ``torchrun``
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], n_threads: int = 0):
@@ -127,6 +129,9 @@ class BatchVecEnv(VecEnv):
         self._all = np.arange(n_envs)
         self._is_running = False
         self._t_start = [time.time() if monitor is None else monitor.t_start for monitor in self._monitors]
+        n_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if n_threads == 0 and n_local_processes > 1:
+            n_threads = max((os.cpu_count() or 1) // n_local_processes, 1)
         self.simulation = self.task.make_simulation(n_envs, n_threads)
         super().__init__(n_envs, self.envs[0].observation_space, self.envs[0].action_space)
         self.metadata = self.envs[0].metadata
@@ -203,7 +208,7 @@ class BatchVecEnv(VecEnv):
             keys += [key for key in getattr(monitor, "cost_keys", None) or () if key not in keys]
         for key in keys:
             if key not in columns:
-                raise KeyError(f"a monitor sums {key!r}, but the infos of {self.envs[0]} hold {', '.join(columns)}")
+                raise MissingKey(f"a monitor sums {key!r}, but the infos of {self.envs[0]} hold {', '.join(columns)}")
         return keys
 
     def _end(self, rows: np.ndarray, infos: list[dict[str, Any]], observations: np.ndarray, is_truncated: list[bool]) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.monitor import Monitor
 
 from safe_envs.mujoco.vec_env import write_row
 from sb3_cpo.checkpoints.logs import cut_file
+from sb3_cpo.growing_results import GrowingResultsWriter
 
 
 class EpisodeWriter(BaseCallback):
@@ -27,7 +28,7 @@ class EpisodeWriter(BaseCallback):
         super().__init__()
         self.folder, self.env_id = folder, env_id
         self.start_time = time.time()
-        self.writer: ResultsWriter | None = None
+        self.writer: GrowingResultsWriter | None = None
         self.n_episodes = 0
 
     @property
@@ -44,9 +45,12 @@ class EpisodeWriter(BaseCallback):
     def _write(self, episode: dict[str, Any]) -> None:
         if self.writer is None:
             header: dict[str, float | str] = {"t_start": self.start_time, "env_id": self.env_id}
-            self.writer = ResultsWriter(self.folder, header, tuple(key for key in episode if key not in ("r", "l", "t")))
+            self.writer = GrowingResultsWriter(self.folder, header, [key for key in episode if key not in ("r", "l", "t")])
+        elif any(key not in self.writer.logger.fieldnames for key in episode):
+            # A cost that occurs for the first time was 0 before
+            self.writer.set_columns([key for key in episode if key not in ("r", "l", "t")], 0.0)
         self.n_episodes += 1
-        # The monitors have begun at different times; a cost that occurs for the first time in a later episode has no column
+        # The monitors have begun at different times
         write_row(self.writer, {**episode, "t": round(time.time() - self.start_time, 6)})
 
     def _on_training_end(self) -> None:
@@ -73,4 +77,4 @@ class EpisodeWriter(BaseCallback):
         # The first three are SB3's own
         is_new = not self.path.exists()
         header: dict[str, float | str] = {"t_start": self.start_time, "env_id": self.env_id}
-        self.writer = ResultsWriter(self.folder, header, state["columns"][3:], override_existing=is_new)
+        self.writer = GrowingResultsWriter(self.folder, header, state["columns"][3:], override_existing=is_new)

@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from safe_envs import BatchVecEnv
 from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.zoo import processes
 from sb3_cpo.zoo.costs import add_cost
 from sb3_cpo.zoo.episodes import EpisodeWriter
 from sb3_cpo.zoo.hyperparams_opt import describe_trial, is_feasible, violation_of
@@ -150,6 +151,7 @@ class ConstrainedExperimentManager(ExperimentManager):
             super().learn(model)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        n_envs = n_envs if eval_env else processes.share_of(n_envs)
         return super().create_envs(n_envs, eval_env, no_log or self._has_one_monitor_file)
 
     @property

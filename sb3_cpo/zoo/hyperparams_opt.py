@@ -108,7 +108,7 @@ def _sample_trust_region_params(trial: optuna.Trial) -> dict[str, Any]:
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
         "target_kl": trial.suggest_float("target_kl", 0.002, 0.05, log=True),
-        "cg_damping": trial.suggest_float("cg_damping", 1e-5, 1e-1, log=True),
+        "cg_damping": trial.suggest_float("cg_damping", 1e-5, 1.0, log=True),
         "net_arch": trial.suggest_categorical("net_arch", ["tiny", "small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
     }

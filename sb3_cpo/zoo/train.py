@@ -5,7 +5,7 @@ from typing import Any
 
 import rl_zoo3.train
 
-from sb3_cpo.zoo import ConstrainedExperimentManager
+from sb3_cpo.zoo import ConstrainedExperimentManager, processes
 from sb3_cpo.zoo.arguments import Changes, run
 from sb3_cpo.zoo.costs import OPTION, load_cost
 from sb3_cpo.zoo.experiment_manager import VEC_ENVS
@@ -66,12 +66,14 @@ def _finish(options: argparse.Namespace) -> None:
         take_over(options)
     if options.cost is not None:
         load_cost(options.cost)
+    processes.share(options)
 
 
 def _train(prog: str, changes: Changes) -> None:
     rl_zoo3.train.ExperimentManager = ConstrainedExperimentManager  # type: ignore[misc]
     parser: dict[str, Any] = {"prog": prog, "description": DESCRIPTION, "epilog": EXAMPLES}
-    run(rl_zoo3.train.train, rl_zoo3.train, changes, {"--cost": OPTION, "--resume": RESUME}, _finish, **parser)
+    with processes.connected():
+        run(rl_zoo3.train.train, rl_zoo3.train, changes, {"--cost": OPTION, "--resume": RESUME}, _finish, **parser)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,232 @@
+"""Collecting a rollout with costs: SB3's loop, and what its hooks read, check and count."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_cpo import critics, distributed, log_keys
+from sb3_cpo.buffers import CostRolloutBuffer
+from sb3_cpo.checkpoints import TrainingCheckpoint
+from sb3_cpo.cost_ledger import Ends
+from sb3_cpo.cost_model import CostModel
+from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
+from sb3_cpo.env_facts import check_finite, episode_length, is_wrapped, name_env, notice_resets
+from sb3_cpo.env_watch import EnvWatch
+from sb3_cpo.mistakes import explain_step, warn_of_negative_limits
+
+# Fewer episodes in a rollout are worth a warning
+FEW_EPISODES = 10
+
+
+class CostRollouts(CostModel):
+    """Collects rollouts with costs. Arguments: see :class:`~sb3_cpo.cost_model.CostModel`."""
+
+    _checkpoints: Sequence[TrainingCheckpoint] = ()
+    """Those among the callbacks of this ``learn``."""
+    _knows_lives: bool
+    """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
+
+    def _forget_episodes(self) -> None:
+        """The environments are reset, perhaps they are others."""
+        self.ledger.forget_episodes()
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        rollout_buffer = self._check_buffer(rollout_buffer, n_rollout_steps)
+        # Assigned since then, perhaps
+        rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
+        rollout_buffer.cost_gamma = self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
+        rollout_buffer.cost_gae_lambda = self.cost_gae_lambda
+        if self._resumption is not None:
+            self._resumption.begin_rollout(self, callback)
+            self._resumption = None
+        for checkpoint in self._checkpoints:
+            checkpoint.between_updates()
+        self.ledger.start_rollout()
+        self._is_stopped_elsewhere = False
+        check_finite("observation", self._last_obs, env, self.num_timesteps)
+        self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
+        watch = EnvWatch(env, lambda: self.num_timesteps)
+        try:
+            with notice_resets(env, rollout_buffer), watch:
+                is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            if not is_complete:
+                self._finish_stopped_step(callback.locals)
+            elif rollout_buffer.on_full is not None:
+                name = f"{type(rollout_buffer).__name__}.compute_returns_and_advantage"
+                raise ValueError(f"{name} must call that of CostRolloutBuffer: the costs of the rollout were not counted")
+            is_complete = is_complete and not self._is_stopped_elsewhere
+        except BaseException as error:
+            # Interrupted: if `learn` is called again, the episodes in progress go on. One of several processes is lost to the
+            # others
+            if not rollout_buffer.full and distributed.world_size() == 1:
+                self._count_stopped_rollout()
+            if watch.is_step_lost or isinstance(error, Exception):
+                # unless nobody knows where the environments stand: they will be reset
+                self._last_obs = None
+            if isinstance(error, ValueError | gym.error.Error):
+                explain_step(error)
+            raise
+        finally:
+            # They hold the user's callback, its locals and this model
+            del self._rollout_callback
+            rollout_buffer.on_full = None
+        return is_complete
+
+    def _check_buffer(self, buffer: RolloutBuffer, n_steps: int) -> CostRolloutBuffer:
+        """The user may have replaced it."""
+        if not isinstance(buffer, CostRolloutBuffer):
+            raise ValueError(f"the rollout buffer has no costs: it is a {type(buffer).__name__}")
+        has, needs = (buffer.buffer_size, buffer.n_envs, buffer.n_costs), (n_steps, self.n_envs, self.n_costs)
+        if has != needs:
+            raise ValueError(f"the rollout buffer has room for {has} steps, environments and costs; this model needs {needs}")
+        return buffer
+
+    def _finish_stopped_step(self, step: dict[str, Any]) -> None:
+        """The callback stopped inside a step, which SB3 then forgets; the episodes in progress must not lose its costs."""
+        self._update_info_buffer(step["infos"], step["dones"])
+        self.rollout_buffer.add(
+            self._last_obs,  # type: ignore[arg-type]
+            step["actions"],
+            step["rewards"],
+            self._last_episode_starts,  # type: ignore[arg-type]
+            step["values"],
+            step["log_probs"],
+        )
+        self._last_obs, self._last_episode_starts = step["new_obs"], step["dones"]
+        # The other processes see it at the end of their rollouts
+        distributed.gather(False)
+        self._count_stopped_rollout()
+
+    def _count_stopped_rollout(self) -> None:
+        """Count the costs of a rollout that makes no update."""
+        n_steps = self.rollout_buffer.buffer_size if self.rollout_buffer.full else self.rollout_buffer.pos
+        self.safety.add_costs(self.rollout_buffer.costs[:n_steps])
+        self._add_costs(n_steps)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        """SB3 calls this at every step, before ``rollout_buffer.add``: ``rollout_buffer.pos`` is the row being written."""
+        assert dones is not None
+        buffer, step = self.rollout_buffer, self._rollout_callback.locals
+        if buffer is not step["rollout_buffer"]:
+            raise ValueError("model.rollout_buffer was replaced within a rollout: replace it between two calls of learn")
+        env = step["env"]
+        # Steps of all processes
+        self.num_timesteps += (distributed.world_size() - 1) * len(dones)
+        # What the environments say is finite (`EnvWatch`)
+        source = "" if env is env.unwrapped else f" from {type(env).__name__}"
+        for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
+            check_finite(what + source, values, env, self.num_timesteps, largest=LARGEST_COST)
+        # Some VecEnvs have nothing to say in most steps, not even one empty dictionary per environment
+        infos = infos or [{} for _ in range(buffer.n_envs)]
+        costs, lengths = self._read_costs(infos), {}
+        for index in np.flatnonzero(dones).tolist():
+            info = infos[index]
+            if info.get("episode") is None:
+                self._warn_of_lost_lives(env)
+            else:
+                self.ledger.returns.append(float(info["episode"]["r"]))
+                lengths[index] = info["episode"]["l"]
+            terminal_obs = info.get("terminal_observation")
+            check_finite("terminal observation" + source, terminal_obs, env, self.num_timesteps, index, LARGEST_COST)
+            # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
+            is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False)
+            # As SB3 for the reward: where nobody tells the last observation, nothing is bootstrapped
+            if is_bootstrapped and terminal_obs is not None:
+                buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
+        buffer.add_step_info(costs, dones, lengths)
+        super()._update_info_buffer(infos, dones)
+
+    def _warn_of_lost_lives(self, env: VecEnv) -> None:
+        """An episode has ended of which no monitor says anything."""
+        if not self._knows_lives and is_wrapped(env, Monitor):
+            warnings.warn(
+                "an episode ended that goes on for the monitor: a wrapper around the monitor ends episodes, at a lost life "
+                "for instance (EpisodicLifeEnv). The mean episode cost and its limit are of these short episodes; monitor.csv "
+                "and evaluations sum the costs of the whole game"
+            )
+        self._knows_lives = True
+
+    def _read_costs(self, infos: list[dict[str, Any]]) -> np.ndarray:
+        """(n_envs, n_costs)"""
+        assert self.env is not None
+        try:
+            return self._cost_signal.read(infos)
+        except MissingCost as error:
+            error.place = f"{name_env(self.env, error.env_index)}, step {self.num_timesteps}"
+            raise
+        except ValueError as error:
+            raise ValueError(f"{error} ({name_env(self.env)}, step {self.num_timesteps})") from None
+
+    def _add_costs(self, n_steps: int) -> None:
+        """Add the buffer's first steps to the sums of the episodes in progress, with the bonus of shaping."""
+        buffer = self.rollout_buffer
+        bonus = None if self.cost_shaping is None else self.cost_shaping.shape(buffer, n_steps)
+        ends = Ends(buffer.episode_ends[:n_steps], buffer.is_counted[:n_steps], buffer.monitor_lengths[:n_steps])
+        self.ledger.add_steps(buffer.costs[:n_steps], bonus, ends, self.cost_gamma)
+
+    def _complete_rollout(self) -> None:
+        """
+        The rollout is full: estimate J, the values of the costs and their advantages. The buffer calls this before it computes
+        the reward advantages, so that callbacks see everything in ``on_rollout_end``.
+        """
+        buffer, ledger, env = self.rollout_buffer, self.ledger, self.env
+        assert env is not None
+        buffer.on_full = None
+        if not all(distributed.gather(True)):
+            self._is_stopped_elsewhere = True
+            self._count_stopped_rollout()
+            return
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        if self.cost_gamma < 1:
+            buffer.cost_discounts = self.cost_gamma ** ledger.steps_in_episode(buffer.episode_ends)[:, :, None]
+        self._add_costs(buffer.buffer_size)
+        cut_values = None
+        if self.has_cost_critic and self.n_costs > 0:
+            last_values = critics.value_costs(self.policy, buffer, self._last_obs, self.device)
+            # Values with another discount than J's say nothing about what is still to come of J
+            cut_values = distributed.concatenate(last_values) if buffer.cost_gamma == self.cost_gamma else None
+        before = ledger.estimate
+        # Asked only where it is needed: environments may be other processes
+        has_ended = any(distributed.gather(bool(buffer.is_counted.any())))
+        length = None if has_ended else episode_length(env)
+        estimate = ledger.close_rollout(cut_values, length, self.cost_estimator)
+        is_known = estimate.n_episodes > 0
+        if not is_known and self.n_costs > 0 and (before is None or before.n_episodes > 0):
+            warnings.warn(
+                f"no episode ended in this rollout of {buffer.buffer_size} steps: the cost of an episode is estimated from "
+                "what it has cost so far. Raise n_steps, or give the environment a time limit"
+            )
+        if is_known and before is None and estimate.n_episodes < FEW_EPISODES and self.cost_limits.is_limited:
+            warnings.warn(
+                f"only {estimate.n_episodes} episodes ended in the first rollout of {buffer.buffer_size * buffer.n_envs} "
+                "steps: the mean cost of so few says little, and how it changes with the policy less. Raise n_steps "
+                f"(now {self.n_steps})"
+            )
+        if is_known and before is None:
+            warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits.names)
+        ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
+        if self.cost_shaping is not None and buffer.cost_bonus is not None:
+            # After this batch's bonus: the bonus comes from earlier batches
+            self._record(log_keys.of_shaping(self.cost_shaping.fit_to(buffer), buffer.cost_bonus))
+        buffer.rewards[:] = self._combine_rewards(buffer.rewards, buffer.constrained_costs)
+
+    def _combine_rewards(self, rewards: np.ndarray, costs: np.ndarray) -> np.ndarray:
+        """
+        The reward that is maximised, for algorithms that mix costs into it.
+
+        :param rewards: (n_steps, n_envs)
+        :param costs: (n_steps, n_envs, n_costs)
+        """
+        return rewards
+
+    def _record(self, row: Row) -> None:
+        log_keys.record(self.logger, row, self.cost_limits.names, shows_all=self.verbose >= 2)

@@ -1,0 +1,147 @@
+"""
+What can go wrong with the environments while a model learns: values that are no numbers, processes that die.
+
+SB3's VecEnvs are watched from inside, below all their wrappers: a NaN is an error before ``VecNormalize`` takes it into its
+statistics, which would never be rid of it.
+"""
+
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+from sb3_cpo.env_facts import check_finite, name_env
+
+# Seconds without an answer of a process after which a user is told, and after which an interrupted step is given up
+PATIENCE, LAST_PATIENCE = 60.0, 5.0
+
+
+class EnvWatch:
+    """
+    While it is entered, a ``VecEnv`` returns finite values only, and says which of its processes has died.
+
+    :param env: wrapped or not
+    :param num_timesteps: steps played so far, for messages
+    """
+
+    def __init__(self, env: VecEnv, num_timesteps: Callable[[], int]):
+        self.env, self._inner = env, env.unwrapped
+        self._num_timesteps = num_timesteps
+        self.is_step_lost = False
+        """Whether a step was interrupted: the environments have taken it, or some of them, and nobody has seen it."""
+
+    def __enter__(self) -> "EnvWatch":
+        inner: Any = self._inner
+        self._own = {name: vars(inner)[name] for name in ("step_wait", "reset") if name in vars(inner)}
+        self._step_wait, self._reset = inner.step_wait, inner.reset
+        inner.step_wait, inner.reset = self._watched_step, self._watched_reset
+        self._remotes: list[_Remote] = []
+        if isinstance(inner, SubprocVecEnv):
+            self._remotes = [_Remote(*pair) for pair in enumerate(zip(inner.remotes, inner.processes, strict=True))]
+            inner.remotes = tuple(self._remotes)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        inner: Any = self._inner
+        for name in ("step_wait", "reset"):
+            if name in self._own:
+                setattr(inner, name, self._own[name])
+            else:
+                delattr(inner, name)
+        if self._remotes:
+            inner.remotes = tuple(remote.connection for remote in self._remotes)
+            # An answer that is left in its pipe would be taken for that to the next question, for ever
+            for remote in self._remotes:
+                remote.drain()
+            inner.waiting = False
+
+    def _watched_reset(self) -> Any:
+        obs = self._reset()
+        check_finite("observation", obs, self.env, self._num_timesteps())
+        return obs
+
+    def _watched_step(self) -> Any:
+        self.is_step_lost = True
+        step = self._num_timesteps() + self.env.num_envs
+        try:
+            obs, rewards, dones, infos = self._step_wait()
+        except (TypeError, ValueError) as error:
+            error.add_note(
+                f"raised in step {step} of {name_env(self.env)}. An environment's step returns an observation of its space, a "
+                "number, two booleans and a dictionary"
+            )
+            raise
+        check_finite("reward", rewards, self.env, step)
+        check_finite("observation", obs, self.env, step)
+        for index in np.flatnonzero(dones[: len(infos)]).tolist():
+            check_finite("terminal observation", infos[index].get("terminal_observation"), self.env, step, index)
+        self.is_step_lost = False
+        return obs, rewards, dones, infos
+
+
+class _Remote:
+    """
+    A pipe to a worker of ``SubprocVecEnv``. With SB3's, one would wait for a dead worker for ever: where processes are forked,
+    the others hold its end of the pipe open.
+    """
+
+    def __init__(self, index: int, connection_and_process: tuple[Any, BaseProcess]):
+        self.index = index
+        self.connection, self.process = connection_and_process
+        self._n_pending = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+    def send(self, message: Any) -> None:
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionError) as error:
+            raise self._is_dead() from error
+        self._n_pending += 1
+
+    def recv(self) -> Any:
+        if not self._has_answer(PATIENCE):
+            warnings.warn(f"environment {self.index} of SubprocVecEnv has not answered for {PATIENCE:g} s; still waiting")
+            self._has_answer(None)
+        try:
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._is_dead() from error
+        self._n_pending -= 1
+        return answer
+
+    def _has_answer(self, timeout: float | None) -> bool:
+        """Whether there is one after this number of seconds at most; an error if there will be none."""
+        ready = wait([self.connection, self.process.sentinel], timeout)
+        if ready == [self.process.sentinel] and not self.connection.poll(0):
+            raise self._is_dead()
+        return bool(ready)
+
+    def drain(self) -> None:
+        """Take the answers that nobody waited for out of the pipe."""
+        try:
+            while self._n_pending > 0:
+                if not self._has_answer(LAST_PATIENCE):
+                    warnings.warn(
+                        f"environment {self.index} of SubprocVecEnv does not answer after an interruption: make the "
+                        "environments anew before you go on"
+                    )
+                    return
+                self.connection.recv()
+                self._n_pending -= 1
+        except (EOFError, OSError, RuntimeError):
+            # Dead; the next question says so
+            return
+
+    def _is_dead(self) -> RuntimeError:
+        self.process.join(timeout=1.0)
+        return RuntimeError(
+            f"the process of environment {self.index} of SubprocVecEnv has ended (exit code {self.process.exitcode}). An "
+            "error of the environment stands above, printed by the process; Ctrl-C ends the processes too. Make the "
+            "environments anew, and go on with model.set_env(env)"
+        )

@@ -1,0 +1,216 @@
+"""What people type who come from other algorithms, and the messages that say what to write here instead."""
+
+import functools
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+_CRITICS = "n_critic_updates are the epochs of the critics; the policy takes one step on the whole rollout"
+_REGION = "target_kl is the size of the trust region, which bounds every update"
+_OFF_POLICY = "this is an on-policy algorithm: each update is made of one rollout, n_steps * n_envs steps"
+_CRITIC_RATE = "learning_rate is that of the critics; the policy takes steps of the size target_kl"
+_TRAINING = "it belongs to learn()"
+
+# Arguments of other algorithms, SB3's first, and what does their work here
+ELSEWHERE = {
+    "n_epochs": _CRITICS,
+    "clip_range": _REGION,
+    "clip_range_vf": "the critics' updates are not clipped",
+    "ent_coef": 'there is no entropy bonus; the first standard deviation is policy_kwargs={"log_std_init": ...}',
+    "vf_coef": "the critics have networks and an optimizer of their own; learning_rate is theirs",
+    "max_grad_norm": "gradients are not clipped; target_kl bounds the policy's step",
+    "rms_prop_eps": "the policy takes no gradient steps; the critics' optimizer is in policy_kwargs (optimizer_class)",
+    "use_rms_prop": "the policy takes no gradient steps; the critics' optimizer is in policy_kwargs (optimizer_class)",
+    **dict.fromkeys(
+        ("buffer_size", "learning_starts", "tau", "train_freq", "gradient_steps", "action_noise", "replay_buffer_class"),
+        _OFF_POLICY,
+    ),
+    **dict.fromkeys(("total_timesteps", "callback", "progress_bar", "log_interval", "tb_log_name"), _TRAINING),
+    "n_envs": 'that is the environment\'s: env=sb3_cpo.make_vec_env("MyEnv-v0", n_envs=8)',
+    "eval_env": "evaluation is a callback: learn(callback=sb3_cpo.callbacks.CostEvalCallback(eval_env))",
+    "net_arch": 'it belongs to the policy: policy_kwargs={"net_arch": [64, 64]}',
+    # Other libraries with costs
+    **dict.fromkeys(("cost_limits", "cost_lim", "limit", "limits", "cost_threshold", "cost_budget"), "write cost_limit"),
+    **dict.fromkeys(("max_kl", "delta", "kl_targ", "trust_region"), "write target_kl"),
+    **dict.fromkeys(("cg_iters", "cg_iterations"), "write cg_max_steps"),
+    **dict.fromkeys(("damping", "damping_coeff"), "write cg_damping"),
+    **dict.fromkeys(("lam", "lambda_", "gae_lam"), "write gae_lambda"),
+    **dict.fromkeys(("cost_lam", "lam_c", "lambda_c"), "write cost_gae_lambda"),
+    **dict.fromkeys(("vf_lr", "critic_lr", "actor_lr", "pi_lr", "lr"), _CRITIC_RATE),
+    **dict.fromkeys(("vf_iters", "critic_iters", "update_iters", "train_v_iters"), "write n_critic_updates"),
+    **dict.fromkeys(("steps_per_epoch", "local_steps_per_epoch"), "write n_steps, the steps of each copy in a rollout"),
+    **dict.fromkeys(("backtrack_coeff", "backtrack_iters"), "see line_search_shrinking_factor and line_search_max_iter"),
+    **dict.fromkeys(
+        ("lagrangian_multiplier_init", "lambda_init", "penalty_init"),
+        "the multipliers follow from each batch in CPO; PDO(penalty_coef=...) begins with one",
+    ),
+    **dict.fromkeys(
+        ("lambda_lr", "penalty_learning_rate"), "the multipliers follow from each batch in CPO; PDO has penalty_lr"
+    ),
+}
+
+# Whose argument it is, where another algorithm here has it
+HERE = {
+    **dict.fromkeys(("cost_confidence", "cost_margin_lr", "n_cost_rollouts", "n_noise_draws", "cost_gae_gamma"), "CPO"),
+    "penalty_lr": "PDO",
+    "penalty_coef": "PDO and FPO",
+}
+
+
+def names_mistakes(init: Init) -> Init:
+    """Of an algorithm's ``__init__``: arguments that it has not are errors that say what to write instead."""
+    parameters = list(inspect.signature(init).parameters.values())[1:]
+    names = [parameter.name for parameter in parameters]
+    by_position = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(init)
+    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        algorithm = type(self).__name__
+        for name in kwargs:
+            if name not in names:
+                raise TypeError(f"{algorithm} has no argument {name!r}: {_hint(name, names)}")
+        if len(args) > len(by_position):
+            surplus = ", ".join(map(repr, args[len(by_position) :]))
+            raise TypeError(
+                f"{algorithm} takes {', '.join(by_position)} by position and the rest by name; it got {surplus} as well. "
+                "(The third argument of SB3's algorithms is learning_rate: write learning_rate=...)"
+            )
+        is_loaded = not kwargs.get("_init_setup_model", True)  # SB3 sets the environment later
+        if (args[1] if len(args) > 1 else kwargs.get("env")) is None and not is_loaded:
+            policy = args[0] if args else kwargs.get("policy")
+            example = repr(policy) if isinstance(policy, str) and policy not in self.policy_aliases else '"MyEnv-v0"'
+            raise TypeError(f'{algorithm} needs an environment: {algorithm}("MlpPolicy", {example}, cost_limit=...)')
+        init(self, *args, **kwargs)
+
+    return checked_init  # type: ignore[return-value]
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    if name in HERE:
+        return f"it is an argument of {HERE[name]}"
+    if name in ELSEWHERE:
+        return ELSEWHERE[name]
+    close = get_close_matches(name, [other for other in names if not other.startswith("_")], n=1)
+    return f"did you mean {close[0]}?" if close else "help() of the class lists all"
+
+
+def check_policy(policy: Any, aliases: Iterable[str]) -> None:
+    """
+    :param policy: what the user gave: a name or a class
+    :param aliases: the names that there are
+    :raises ValueError, TypeError: it is neither
+    """
+    known = ", ".join(f'"{alias}"' for alias in aliases)
+    if isinstance(policy, str):
+        if policy not in aliases:
+            close = get_close_matches(policy, aliases, n=1)
+            hint = f'; did you mean "{close[0]}"?' if close else ""
+            if policy in gym.registry:
+                hint = f'; {policy!r} is an environment, which comes second: ("MlpPolicy", {policy!r}, ...)'
+            elif "lstm" in policy.lower():
+                hint = "; recurrent policies are not supported"
+            raise ValueError(f"there is no policy {policy!r}: the policies are {known}{hint}")
+    elif not isinstance(policy, type):
+        raise TypeError(
+            f"the policy is an object of {type(policy).__name__}: pass one of {known}. The parameters of a policy that is "
+            "trained come into a model by set_parameters(path or dict, exact_match=False)"
+        )
+
+
+def check_dictionaries(space: spaces.Space) -> None:
+    """
+    :param space: of the observations that "MultiInputPolicy" gets
+    :raises ValueError: it is no dictionary (SB3 fails inside of a network)
+    """
+    if not isinstance(space, spaces.Dict):
+        raise ValueError(f'"MultiInputPolicy" is for dictionaries of observations; these are {space}: pass "MlpPolicy"')
+
+
+def check_env(env: Any) -> None:
+    """
+    :param env: what the user gave, made already
+    :raises ValueError, TypeError: it is no environment; what it is instead, and how to make one of it
+    """
+    if isinstance(env, gym.Env | VecEnv):
+        return
+    if isinstance(env, str):
+        raise TypeError(f"the environment is the string {env!r}: make it first, gym.make({env!r})")
+    if isinstance(env, list | tuple):
+        raise TypeError(
+            f"the environment is a {type(env).__name__} of {len(env)}: several copies are "
+            "sb3_cpo.make_vec_env(..., n_envs=...), or DummyVecEnv([function that makes one, ...])"
+        )
+    if isinstance(env, type) or (callable(env) and not hasattr(env, "step")):
+        name = getattr(env, "__name__", repr(env))
+        raise TypeError(
+            f"the environment is {name}, which makes one: call it, {name}(), or sb3_cpo.make_vec_env({name}, n_envs=8)"
+        )
+    # SB3 takes environments of OpenAI Gym with the help of shimmy
+    if "gym" not in sys.modules:
+        raise TypeError(f"the environment is an object of {type(env).__name__}, which does not derive from gymnasium.Env")
+
+
+class WrongStep(ValueError):
+    """An environment's ``step`` returns another number of values than five."""
+
+
+_SIX_VALUES = (
+    "step must return the five values (obs, reward, terminated, truncated, info). One that returns six, with the cost after "
+    "the reward as in Safety-Gymnasium and OmniSafe: wrap the environment in safe_envs.SixTupleWrapper, inside of all other "
+    "wrappers (around gym.make(id, disable_env_checker=True).unwrapped where it is made by its id)"
+)
+_FOUR_VALUES = (
+    "step must return the five values (obs, reward, terminated, truncated, info) of gymnasium; four are those of OpenAI Gym, "
+    'where "done" was both ends of an episode'
+)
+
+
+def explain_step(error: Exception) -> None:
+    """
+    :param error: what was raised while an environment was stepped
+    :raises WrongStep: if its cause is that ``step`` has returned another number of values than five
+    """
+    text = str(error)
+    if isinstance(error, WrongStep):  # a monitor has explained it already
+        return
+    if "too many values to unpack (expected 5)" in text or "elements returned: 6" in text:
+        raise WrongStep(f"{text}: {_SIX_VALUES}") from error
+    if "not enough values to unpack (expected 5" in text:
+        raise WrongStep(f"{text}: {_FOUR_VALUES}") from error
+
+
+def explain_reset(error: TypeError) -> None:
+    """
+    :param error: what was raised while an environment was reset
+    :raises TypeError: if its cause is a ``reset`` of OpenAI Gym
+    """
+    if "reset() got an unexpected keyword argument 'seed'" in str(error):
+        raise TypeError(
+            f"{error}: gymnasium's environments have reset(self, *, seed=None, options=None), which returns (obs, info)"
+        ) from error
+
+
+def warn_of_negative_limits(limit: np.ndarray, costs: np.ndarray, names: Sequence[str]) -> None:
+    """
+    Warn of limits below zero where nothing has cost less than nothing.
+
+    :param limit: (n_costs,)
+    :param costs: (n_steps, n_envs, n_costs) of the first rollout
+    :param names: of the constraints; empty for a single unnamed one
+    """
+    for index in np.flatnonzero((limit < 0) & (costs >= 0).all(axis=(0, 1))).tolist():
+        place = f"[{names[index]!r}]" if names else ""
+        warnings.warn(
+            f"cost_limit{place} is {limit[index]:g}, but none of the {costs[..., index].size} costs of the first rollout was "
+            "negative: if this cost never is, no policy satisfies the limit"
+        )

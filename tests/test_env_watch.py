@@ -1,0 +1,243 @@
+"""Environments that go wrong leave statistics as they were, a clear error, and a model that can go on."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from toy_envs import BrokenEnv, ScriptedEnv, vec_env
+
+from sb3_cpo import CPO, CostMonitor
+from sb3_cpo.env_watch import EnvWatch
+
+KWARGS = {"n_steps": 6, "batch_size": 6, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
+
+
+def put(where, value, ends=False):
+    """A mistake: the step, but with this value in this place."""
+
+    def mistake(obs, reward, terminated, truncated, info):
+        result = [obs, reward, terminated, truncated or ends, info]
+        result[where] = value
+        return tuple(result)
+
+    return mistake
+
+
+def bad_obs(value):
+    return np.array([0, value], dtype=np.float32)
+
+
+def broken(mistake, monitor=None, when=9, subproc=False):
+    """Of two environments, the second goes wrong at its 9th step, in the second rollout."""
+
+    def make_env(rank):
+        env = BrokenEnv(mistake, when if rank == 1 else 10**9)
+        return env if monitor is None else monitor(env)
+
+    return vec_env(make_env, 2, subproc)
+
+
+def statistics(env):
+    moments = [env.obs_rms.mean, env.obs_rms.var, env.ret_rms.mean, env.ret_rms.var, env.returns]
+    return np.concatenate([np.ravel(moment) for moment in moments])
+
+
+@pytest.mark.parametrize("is_stacked", [False, True])
+@pytest.mark.parametrize(
+    ("mistake", "what"),
+    [
+        (put(0, bad_obs(np.nan)), "observation"),
+        (put(0, bad_obs(-np.inf)), "observation"),
+        (put(0, bad_obs(np.nan), ends=True), "terminal observation"),
+        (put(0, bad_obs(np.inf), ends=True), "terminal observation"),
+        (put(1, np.nan), "reward"),
+        (put(1, np.inf), "reward"),
+        (put(1, 1e300), "reward"),
+    ],
+)
+def test_no_nan_reaches_the_statistics_of_vec_normalize(mistake, what, is_stacked):
+    inner = broken(mistake)
+    env = VecNormalize(VecFrameStack(inner, 2) if is_stacked else inner)
+    model = CPO("MlpPolicy", env, 10.0, **KWARGS).learn(12)
+    with pytest.raises(ValueError, match=rf"the {what} is NaN or infinite: .*environment 1, step 18\)"):
+        model.learn(12, reset_num_timesteps=False)
+    assert np.isfinite(statistics(env)).all()
+    # It goes on by itself, and counts whole episodes only
+    model.learn(24, reset_num_timesteps=False)
+    assert model.ep_cost_mean == 6
+    assert np.isfinite(statistics(env)).all()
+    model.learn(24)
+    assert model.ep_cost_mean == 6
+    assert "step_wait" not in vars(inner)
+    assert "reset" not in vars(inner)
+
+
+def test_a_nan_in_the_first_observation():
+    env = broken(put(1, 0.0))
+    env.envs[1]._obs = lambda: bad_obs(np.nan)
+    env = VecNormalize(env)
+    with pytest.raises(ValueError, match=r"the observation is NaN.*environment 1, step 0"):
+        CPO("MlpPolicy", env, 10.0, **KWARGS).learn(12)
+    assert np.isfinite(statistics(env)).all()
+
+
+def test_statistics_that_are_broken_already_are_not_blamed_on_an_environment():
+    env = VecNormalize(broken(put(1, 0.0)))
+    model = CPO("MlpPolicy", env, 10.0, **KWARGS).learn(12)
+    env.ret_rms.var = np.array(np.nan)
+    with pytest.raises(ValueError, match="the reward from VecNormalize is NaN"):
+        model.learn(12, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("ends", [False, True])
+def test_values_whose_squares_overflow_are_refused_before_the_policy_s_statistics(where, ends):
+    model = CPO("MlpPolicy", broken(put(where, 1e30 if where else bad_obs(1e30), ends)), 10.0, **KWARGS).learn(12)
+    with pytest.raises(ValueError, match="too large for single precision"):
+        model.learn(12, reset_num_timesteps=False)
+    model.learn(12, reset_num_timesteps=False)
+    assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())
+
+
+@pytest.mark.parametrize("monitor", [None, Monitor, CostMonitor])
+@pytest.mark.parametrize("subproc", [False, True], ids=["dummy", "subproc"])
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        put(4, None),
+        put(4, None, ends=True),
+        put(1, np.array([1.0])),
+        put(1, np.array([1.0]), ends=True),
+        put(1, None),
+        put(0, np.zeros(3, np.float32), ends=True),
+        put(4, {"cost": None}, ends=True),
+        lambda *step: 1 / 0,
+    ],
+    ids=["info", "info end", "array", "array end", "reward", "shape", "cost", "raises"],
+)
+def test_after_any_error_the_model_goes_on(mistake, subproc, monitor):
+    env = broken(mistake, monitor, subproc=subproc)
+    model = CPO("MlpPolicy", env, 10.0, **KWARGS).learn(12)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    try:
+        with pytest.raises((TypeError, ValueError, ZeroDivisionError, RuntimeError)) as raised:
+            model.learn(12, reset_num_timesteps=False)
+        assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+        if isinstance(raised.value, RuntimeError):
+            # A process that has died takes its environment along
+            assert "the process of environment 1 of SubprocVecEnv has ended (exit code 1)" in str(raised.value)
+            with pytest.raises(RuntimeError, match="the process of environment 1"):
+                model.learn(12)
+            model.set_env(broken(put(1, 0.0)))
+        model.learn(24, reset_num_timesteps=False)
+        assert model.ep_cost_mean == 6
+    finally:
+        for process in getattr(env, "processes", ()):
+            process.terminate()
+
+
+def test_an_error_inside_a_step_says_where():
+    with pytest.raises(ValueError, match="sequence") as raised:
+        CPO("MlpPolicy", broken(put(1, np.array([1.0]))), 10.0, **KWARGS).learn(24)
+    assert "raised in step 18 of environment" in raised.value.__notes__[0]
+
+
+class Slow(BrokenEnv):
+    def __init__(self, rank):
+        super().__init__(put(1, 0.0), 10**9)
+        self.rank = rank
+
+    def _obs(self):
+        return np.full(2, self.t, dtype=np.float32)
+
+    def step(self, action):
+        if self.rank == 1 and self.t == 8:
+            time.sleep(0.5)
+        return super().step(action)
+
+
+def test_an_interrupted_step_leaves_no_answer_in_the_pipes():
+    env = vec_env(Slow, 2, subproc=True)
+    model = CPO("MlpPolicy", env, 10.0, **KWARGS).learn(12)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(12, reset_num_timesteps=False)
+    assert not env.waiting
+    # An answer left over would be taken for that to the next question
+    assert env.reset().shape == (2, 2)
+    model.learn(12, reset_num_timesteps=False)
+    assert model.ep_cost_mean == 6
+    env.close()
+
+
+def test_a_process_that_was_killed_is_named():
+    env = SubprocVecEnv([lambda: ScriptedEnv(0), lambda: ScriptedEnv(1)], start_method="fork")
+    model = CPO("MlpPolicy", env, 1e6, **KWARGS).learn(12)
+    env.processes[1].kill()
+    with pytest.raises(RuntimeError, match=r"process of environment 1 .* \(exit code -9\).*set_env"):
+        model.learn(12, reset_num_timesteps=False)
+    env.processes[0].terminate()
+
+
+def test_a_process_that_does_not_answer_is_warned_of(monkeypatch):
+    from sb3_cpo import env_watch
+
+    monkeypatch.setattr(env_watch, "PATIENCE", 0.2)
+    env = vec_env(Slow, 2, subproc=True)
+    with pytest.warns(UserWarning, match="environment 1 of SubprocVecEnv has not answered for 0.2 s"):
+        CPO("MlpPolicy", env, 10.0, **KWARGS).learn(24)
+    env.close()
+
+
+def test_the_environment_is_left_as_it_was():
+    env = vec_env(lambda rank: ScriptedEnv(rank), 2, subproc=True)
+    remotes = env.remotes
+    with EnvWatch(env, lambda: 0):
+        assert env.remotes != remotes
+    assert env.remotes == remotes
+    env.close()
+    mine = DummyVecEnv([ScriptedEnv])
+    mine.reset = own_reset = mine.reset
+    with EnvWatch(mine, lambda: 0):
+        pass
+    assert vars(mine)["reset"] is own_reset
+
+
+class TwoLives(gym.Wrapper):
+    """As SB3's EpisodicLifeEnv: an episode ends at every lost life, and is reset only at the end of the game."""
+
+    is_over = True
+
+    def reset(self, **kwargs):
+        if self.is_over:
+            return self.env.reset(**kwargs)
+        return self.env.unwrapped._obs(), {}
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.is_over = terminated or truncated
+        return obs, reward, terminated or self.unwrapped.steps == 2, truncated, info
+
+
+@pytest.mark.parametrize("has_monitor", [False, True])
+def test_lost_lives_are_warned_of_where_a_monitor_counts_games(has_monitor):
+    def make_env(rank):
+        env = ScriptedEnv(rank, lengths=(4,), cost=lambda rank, t: 1.0)
+        return TwoLives(CostMonitor(env) if has_monitor else env)
+
+    model = CPO("MlpPolicy", vec_env(make_env), 10.0, **KWARGS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(24)
+    messages = [str(warning.message) for warning in caught if "goes on for the monitor" in str(warning.message)]
+    assert len(messages) == int(has_monitor)
+    assert model.ep_cost_mean == 2

@@ -1,0 +1,335 @@
+"""What people type who come from elsewhere: each mistake is an error that says what to write instead."""
+
+import inspect
+import re
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from toy_envs import ScriptedEnv
+
+from safe_envs import CostWrapper, SixTupleWrapper
+from sb3_cpo import CPO, FPO, PDO, TRPO, evaluate_policy, make_vec_env
+from sb3_cpo.mistakes import ELSEWHERE, HERE
+
+SMALL = {"net_arch": [8]}
+KWARGS = {"n_steps": 16, "batch_size": 16, "device": "cpu", "policy_kwargs": SMALL}
+
+
+class Plain(gym.Env):
+    """Sixteen steps, no cost."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(2, dtype=np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, dtype=np.float32), 0.0, False, self.t == 4, {}
+
+
+class Six(Plain):
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, reward, 1.0, *rest
+
+
+class Four(Plain):
+    def step(self, action):
+        observation, reward, _, done, info = super().step(action)
+        return observation, reward, done, info
+
+
+class OldReset(Plain):
+    def reset(self):
+        return super().reset()[0]
+
+
+def env(cost=lambda: 1.0, **kwargs):
+    return CostWrapper(Plain(), cost, **kwargs)
+
+
+def learn(env, cost_limit=5.0, algorithm=CPO):
+    algorithm("MlpPolicy", env, cost_limit, **KWARGS).learn(16)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("algorithm", [CPO, PDO, FPO, TRPO])
+def test_arguments_of_ppo_are_answered_as_the_quickstart_does(algorithm):
+    quickstart = (Path(__file__).parent.parent / "docs/guide/quickstart.md").read_text()
+    here = inspect.signature(algorithm.__init__).parameters
+    others = [name for name in inspect.signature(PPO.__init__).parameters if name not in here]
+    assert {"n_epochs", "clip_range", "ent_coef", "vf_coef", "max_grad_norm", "clip_range_vf"} <= set(others)
+    for name in others:
+        with pytest.raises(TypeError, match=rf"{algorithm.__name__} has no argument '{name}': \w+"):
+            algorithm("MlpPolicy", env(), **{name: 1})
+        assert f"`{name}`" in quickstart
+        for word in re.findall(r"n_critic_updates|target_kl", ELSEWHERE[name]):
+            assert word in quickstart
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "message"),
+    [
+        (CPO, "n_epochs", "n_critic_updates"),
+        (CPO, "clip_range", "target_kl"),
+        (CPO, "cost_limits", "write cost_limit"),
+        (CPO, "cost_limt", r"did you mean cost_limit\?"),
+        (CPO, "n_critic_update", r"did you mean n_critic_updates\?"),
+        (CPO, "cg_iters", "cg_max_steps"),
+        (CPO, "buffer_size", "on-policy"),
+        (CPO, "total_timesteps", r"learn\(\)"),
+        (CPO, "n_envs", "make_vec_env"),
+        (CPO, "penalty_lr", "argument of PDO"),
+        (PDO, "cost_margin_lr", "argument of CPO"),
+        (TRPO, "penalty_coef", "argument of PDO and FPO"),
+        (CPO, "xyz", "help"),
+    ],
+)
+def test_an_unknown_argument_is_named_with_what_to_write_instead(algorithm, name, message):
+    with pytest.raises(TypeError, match=f"{algorithm.__name__} has no argument '{name}': .*{message}"):
+        algorithm("MlpPolicy", env(), **{name: 1})
+
+
+def test_what_the_messages_recommend_exists():
+    arguments = {algorithm.__name__: inspect.signature(algorithm).parameters for algorithm in (CPO, PDO, FPO, TRPO)}
+    for name, hint in ELSEWHERE.items():
+        assert name not in arguments["CPO"]
+        for word in re.findall(r"write (\w+)", hint):
+            assert word in arguments["CPO"]
+    for name, owners in HERE.items():
+        assert {owner for owner in arguments if name in arguments[owner]} == set(owners.split(" and "))
+
+
+def test_signatures_stay_readable():
+    assert list(inspect.signature(CPO).parameters)[:4] == ["policy", "env", "cost_limit", "learning_rate"]
+    assert "cost_limit" in CPO.__init__.__annotations__
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("MlpPolicy", env(), 5.0, 1e-3), r"the rest by name; it got 0.001 as well.*learning_rate=\.\.\."),
+        (("SafePointCircle-v0",), "CPO needs an environment: CPO\\(\"MlpPolicy\", 'SafePointCircle-v0'"),
+        (("MlpPolicy", None, 5.0), "CPO needs an environment"),
+    ],
+)
+def test_mistakes_by_position(args, message):
+    with pytest.raises(TypeError, match=message):
+        CPO(*args)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("target_kl", lambda _: 0.01, "target_kl must be positive.*only learning_rate and cost_limit can be schedules"),
+        ("n_steps", 64.0, "n_steps must be a whole number, not 64.0: write 64"),
+        ("batch_size", 0.5, "batch_size must be a whole number, not 0.5"),
+        ("cost_limit", {}, "names no cost"),
+        ("cost_limit", "5.0", "cost_limit is '5.0': expected a number"),
+    ],
+)
+def test_values(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        CPO("MlpPolicy", env(), **{"cost_limit": 1.0, **KWARGS, name: value})
+
+
+# Policies
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "message"),
+    [
+        (ActorCriticPolicy, ValueError, 'ActorCriticPolicy has none. Pass "MlpPolicy"'),
+        ("MLPPolicy", ValueError, '"MlpPolicy", "CnnPolicy", "MultiInputPolicy"; did you mean "MlpPolicy"'),
+        ("MlpLstmPolicy", ValueError, "recurrent policies are not supported"),
+        ("CartPole-v1", ValueError, "'CartPole-v1' is an environment, which comes second"),
+        ("MultiInputPolicy", ValueError, 'these are Box.*pass "MlpPolicy"'),
+        ("CnnPolicy", AssertionError, "instead of `MlpPolicy`"),
+    ],
+)
+def test_policies(policy, error, message):
+    with pytest.raises(error, match=message):
+        CPO(policy, env(), 5.0, **KWARGS)
+
+
+def test_a_policy_that_is_trained_already():
+    policy = PPO("MlpPolicy", Plain(), n_steps=16, batch_size=16, device="cpu", policy_kwargs=SMALL).policy
+    with pytest.raises(TypeError, match=r"object of ActorCriticPolicy: pass one of .*set_parameters"):
+        CPO(policy, env(), 5.0, **KWARGS)
+
+
+# Environments
+
+
+@pytest.mark.parametrize("algorithm", [CPO, PDO, FPO, TRPO])
+@pytest.mark.parametrize("wrap", [Six, lambda: DummyVecEnv([Six]), lambda: make_vec_env(Six, 2), lambda: env_of_six()])
+def test_six_values_without_the_wrapper_name_it(algorithm, wrap):
+    with pytest.raises(ValueError, match=r"6 values|six values|SixTupleWrapper") as raised:
+        learn(wrap(), algorithm=algorithm)
+    assert str(raised.value).count("SixTupleWrapper") == 1
+
+
+def env_of_six():
+    return CostWrapper(Six(), lambda: 1.0)
+
+
+def test_six_values_of_an_id():
+    gym.register("SixValues-v0", entry_point=Six)
+    try:
+        with pytest.raises(ValueError, match="SixTupleWrapper"):
+            learn("SixValues-v0")
+        # As the message says
+        learn(SixTupleWrapper(gym.make("SixValues-v0", disable_env_checker=True).unwrapped))
+    finally:
+        del gym.registry["SixValues-v0"]
+
+
+def test_environments_of_the_old_gym():
+    with pytest.raises(ValueError, match="four are those of OpenAI Gym"):
+        learn(Four())
+    with pytest.raises(TypeError, match=r"reset\(self, \*, seed=None, options=None\)"):
+        learn(OldReset())
+
+
+def test_errors_of_the_environment_itself_stay_as_they_are():
+    class Broken(Plain):
+        def step(self, action):
+            raise ValueError("my own error")
+
+    with pytest.raises(ValueError, match=r"^my own error$"):
+        learn(Broken())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Plain, r"the environment is Plain, which makes one: call it, Plain\(\)"),
+        ([Plain(), Plain()], "the environment is a list of 2"),
+        (object(), "object of object, which does not derive from gymnasium.Env"),
+    ],
+    ids=["class", "list", "object"],
+)
+def test_what_is_no_environment(wrong, message):
+    with pytest.raises(TypeError, match=message):
+        CPO("MlpPolicy", wrong, 5.0, **KWARGS)
+
+
+def test_ids():
+    with pytest.raises(gym.error.NameNotFound, match="Did you mean: `SafePointCircle`"):
+        CPO("MlpPolicy", "SafePointCirle-v0", 5.0, **KWARGS)
+
+
+@pytest.mark.filterwarnings("ignore:.*latest versioned.*")
+def test_an_id_without_its_version_is_the_latest():
+    model = CPO("MlpPolicy", "SafePointGather", **KWARGS)
+    assert model.env.num_envs > 1
+    assert model.cost_limit is not None
+
+
+# Costs and limits
+
+
+@pytest.mark.parametrize(
+    ("costs", "cost_limit", "message"),
+    [
+        ({"cost_a": 1.0, "cost_b": 2.0}, 5.0, r"cost_limit=\{'cost_a': limit, 'cost_b': limit\}"),
+        ({"cost_a": 1.0, "cost_b": 2.0}, [5.0, 1.0], r"cost_limit=\{'cost_a': limit, 'cost_b': limit\}"),
+        ({"cost_speed": 1.0}, {"cost_sped": 1.0}, r"Did you mean 'cost_speed'\?"),
+        ({"cost": 1.0}, {"cost_speed": 1.0}, r"write its limit as a number"),
+        ({"fuel": 1.0}, 1.0, "wrap the environment in safe_envs.CostWrapper"),
+    ],
+)
+def test_costs_under_other_names(costs, cost_limit, message):
+    with pytest.raises(KeyError, match=message) as raised:
+        learn(env(lambda: costs), cost_limit)
+    assert str(raised.value)[0] not in "'\""
+
+
+def test_key_errors_are_not_printed_in_quotes():
+    with pytest.raises(KeyError) as raised:
+        learn(CostWrapper(Plain(), total_key="total"), 5.0)
+    assert str(raised.value).startswith("total_key='total', but the info of")
+
+
+def test_a_negative_limit_of_costs_that_are_not_negative():
+    with pytest.warns(UserWarning, match=r"^cost_limit is -5, but none of the 16 costs of the first rollout was negative"):
+        learn(env(), -5.0)
+    with pytest.warns(UserWarning, match=r"^cost_limit\['cost_b'\] is -1, but none"):
+        learn(env(lambda: {"cost_a": -1.0, "cost_b": 1.0}), {"cost_a": -2.0, "cost_b": -1.0})
+
+
+def test_a_negative_limit_of_negative_costs(recwarn):
+    learn(env(lambda: -1.0), -5.0)
+    learn(env(), 0.0)
+    assert not [warning for warning in recwarn if "negative" in str(warning.message)]
+
+
+def test_a_cost_tensor_with_gradients():
+    with pytest.raises(TypeError, match=r"the cost 'cost' is no number: tensor\(1., requires_grad=True\).*detach"):
+        learn(env(lambda: th.ones((), requires_grad=True)))
+    with pytest.raises(ValueError, match=r"info\['cost'\] of environment 0 is tensor.*detach it"):
+        learn(DummyVecEnv([lambda: TensorCost(Plain())]))
+
+
+class TensorCost(gym.Wrapper):
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, {**info, "cost": th.ones((), requires_grad=True)}
+
+
+# Files
+
+
+@pytest.fixture
+def ppo_file(tmp_path):
+    PPO("MlpPolicy", Plain(), n_steps=16, batch_size=16, device="cpu", policy_kwargs=SMALL).save(tmp_path / "ppo.zip")
+    return str(tmp_path / "ppo.zip")
+
+
+@pytest.mark.parametrize("algorithm", [CPO, PDO, FPO, TRPO])
+def test_a_file_of_ppo_is_a_warm_start(algorithm, ppo_file):
+    with pytest.raises(
+        ValueError, match=rf"not hold a model of {algorithm.__name__}.*set_parameters\(.*ppo.zip', exact_match=False\)"
+    ):
+        algorithm.load(ppo_file, env=env())
+    model = algorithm("MlpPolicy", env(), cost_limit=5.0, **KWARGS)
+    with pytest.raises(RuntimeError, match="pass exact_match=False"):
+        model.set_parameters(ppo_file)
+    model.set_parameters(ppo_file, exact_match=False)
+    model.learn(16)
+
+
+def test_files_of_our_other_algorithms(tmp_path):
+    TRPO("MlpPolicy", Plain(), **KWARGS).save(tmp_path / "trpo")
+    with pytest.raises(ValueError, match="does not hold a model of CPO"):
+        CPO.load(tmp_path / "trpo", env=env(), cost_limit=3.0)
+    CPO("MlpPolicy", env(), 5.0, **KWARGS).save(tmp_path / "cpo")
+    with pytest.raises(ValueError, match="does not hold a model of PDO"):
+        PDO.load(tmp_path / "cpo", env=env())
+
+
+def test_a_model_without_environment(tmp_path):
+    CPO("MlpPolicy", env(), 5.0, **KWARGS).save(tmp_path / "cpo")
+    model = CPO.load(tmp_path / "cpo")
+    with pytest.raises(ValueError, match="this CPO has no environment: pass env= to load, or call set_env first"):
+        model.learn(16)
+    with pytest.raises(ValueError, match="env is None"):
+        evaluate_policy(model, model.get_env())
+    with pytest.raises(TypeError, match=r"the string 'CartPole-v1': make it first, gym.make\('CartPole-v1'\)"):
+        model.set_env("CartPole-v1")
+
+
+def test_correct_programs_are_left_alone():
+    model = CPO(policy="MlpPolicy", env=ScriptedEnv(), cost_limit=5.0, **KWARGS)
+    model.learn(16)
+    assert model.num_timesteps == 16

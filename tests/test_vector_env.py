@@ -1,0 +1,129 @@
+"""gymnasium's vectorised environments: arrays per copy, ``final_info``; costs as tensors."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from safe_envs import CostWrapper, GymnasiumVecEnv
+from safe_envs.vector_env import split_infos
+from sb3_cpo import CPO, PDO, evaluate_policy
+from sb3_cpo.cost_signal import read_costs
+
+KWARGS = {"n_steps": 50, "batch_size": 50, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
+
+
+def fall(next_obs, terminated):
+    return float(next_obs[0] > 0) + 10.0 * terminated
+
+
+def cart_poles(mode="SAME_STEP", n_envs=3, max_episode_steps=12, cost=fall):
+    return gym.make_vec(
+        "CartPole-v1",
+        num_envs=n_envs,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode[mode]},
+        wrappers=[lambda env: CostWrapper(env, cost, cost_limit=4.0)],
+        max_episode_steps=max_episode_steps,
+    )
+
+
+@pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED"])
+def test_steps_are_those_of_a_dummy_vec_env(mode):
+    def make():
+        return CostWrapper(gym.make("CartPole-v1", max_episode_steps=12), fall)
+
+    ours, sb3 = GymnasiumVecEnv(cart_poles(mode)), DummyVecEnv([make] * 3)
+    for env in (ours, sb3):
+        env.seed(3)
+    np.testing.assert_array_equal(ours.reset(), sb3.reset())
+    rng, ends = np.random.default_rng(0), 0
+    for _ in range(60):
+        actions = rng.integers(2, size=3)
+        # gymnasium continues each copy's random numbers, as DummyVecEnv does
+        results, expected = ours.step(actions), sb3.step(actions)
+        for array, other in zip(results[:3], expected[:3], strict=True):
+            np.testing.assert_array_equal(array, other)
+        for info, other in zip(results[3], expected[3], strict=True):
+            assert info["cost"] == other["cost"]
+            assert info["TimeLimit.truncated"] == other["TimeLimit.truncated"]
+            assert ("terminal_observation" in info) == ("terminal_observation" in other)
+            if "terminal_observation" in other:
+                np.testing.assert_array_equal(info["terminal_observation"], other["terminal_observation"])
+                ends += 1
+    assert ends > 10
+
+
+def test_resets_in_the_next_step_are_refused_with_the_mode_that_works():
+    for wrap in (GymnasiumVecEnv, lambda venv: CPO("MlpPolicy", venv, 4.0, **KWARGS)):
+        with pytest.raises(ValueError, match=r"NEXT_STEP.*AutoresetMode\.SAME_STEP"):
+            wrap(cart_poles("NEXT_STEP"))
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes")
+@pytest.mark.parametrize("algorithm", [CPO, PDO])
+def test_algorithms_take_them_as_they_are(algorithm):
+    model = algorithm("MlpPolicy", cart_poles(), **KWARGS).learn(300)
+    # The limit, the time limit and the episodes are found
+    assert model.cost_limit == 4.0
+    assert 0 < model.ep_cost_mean[0] < 22
+    assert model.raw_cost_estimate.mean_length <= 12
+    assert len(model.ep_info_buffer) > 20
+    assert np.isfinite(model.ep_rew_mean)
+    costs = evaluate_policy(model, GymnasiumVecEnv(cart_poles()), n_eval_episodes=6)[2]
+    assert costs.shape == (1,)
+
+
+def test_a_time_limit_is_found_for_the_default_rollout():
+    arguments = {**KWARGS, "n_steps": None, "batch_size": None}
+    model = CPO("MlpPolicy", cart_poles(n_envs=2, max_episode_steps=500), **arguments)
+    assert model.n_steps == 5_000
+
+
+def test_infos_are_split_with_their_masks():
+    infos = {
+        "cost": np.array([1.0, 2.0]),
+        "costs": np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]),
+        "tensor": th.tensor([1.0, 2.0]),
+        "rare": np.array([7.0, 0.0]),
+        "_rare": np.array([True, False]),
+        "nested": {"r": np.array([0.0, 9.0]), "_r": np.array([False, True])},
+        "_nested": np.array([False, True]),
+        "clock": 5,
+        "name": "ab",
+    }
+    first, second = split_infos(infos, 2)
+    assert (first["cost"], first["costs"].tolist(), float(first["tensor"]), first["rare"]) == (1.0, [1.0, 2.0, 3.0], 1.0, 7.0)
+    assert set(first) == {"cost", "costs", "tensor", "rare", "clock", "name"}
+    assert (second["costs"].tolist(), second["nested"], second["clock"], second["name"]) == (
+        [4.0, 5.0, 6.0],
+        {"r": 9.0},
+        5,
+        "ab",
+    )
+    assert "rare" not in second
+
+
+class OnTheGpu:
+    """What a tensor of a GPU is like for numpy."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
+
+    def cpu(self):
+        return th.tensor(self.values)
+
+
+@pytest.mark.parametrize("tensor", [th.tensor, OnTheGpu])
+def test_costs_may_be_tensors(tensor):
+    assert read_costs([{"cost": tensor(1.5)}, {"cost": tensor(2.0)}], None, 1).tolist() == [[1.5], [2.0]]
+    assert read_costs([{"cost": tensor([1.5, 3.0])}], None, 2).tolist() == [[1.5, 3.0]]
+    assert read_costs([{"a": tensor(1.0), "b": tensor(2.0)}], ("a", "b"), 2).tolist() == [[1.0, 2.0]]
+    env = CostWrapper(gym.make("CartPole-v1"), lambda: tensor([1.0, 2.0]))
+    env.reset(seed=0)
+    assert env.step(0)[4]["cost"].tolist() == [1.0, 2.0]
