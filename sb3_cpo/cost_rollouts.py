@@ -19,6 +19,7 @@ from sb3_cpo.cost_model import CostModel
 from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.env_facts import check_finite, episode_length, is_wrapped, name_env, notice_resets
 from sb3_cpo.env_watch import EnvWatch
+from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import explain_step, warn_of_negative_limits
 
 # Fewer episodes in a rollout are worth a warning
