@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,12 +141,56 @@ def test_an_update_that_ctrl_c_interrupts_has_not_happened(place, is_before, mon
     assert model._n_updates == n_updates + 2
 
 
+SUBPROC = """
+import sys
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import SubprocVecEnv
+from resuming import KWARGS, ROLLOUT
+from toy_envs import RiskyEnv
+from sb3_cpo import CPO, TrainingCheckpoint, make_vec_env
+
+class Say(BaseCallback):
+    def _on_step(self):
+        if self.num_timesteps == ROLLOUT + 4:
+            print("training", flush=True)
+        return True
+
+if __name__ == "__main__":
+    env = make_vec_env(RiskyEnv, n_envs=2, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
+    callbacks = [TrainingCheckpoint(1, sys.argv[1]), Say()]
+    CPO("MlpPolicy", env, 1.0, **KWARGS).learn(1_000_000, callback=callbacks)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_leaves_none_of_them(number, tmp_path):
+    """As a terminal and a cluster send them: to the workers as well."""
+    (tmp_path / "script.py").write_text(SUBPROC)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), str(tmp_path / "parts")]
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    with subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "training\n"
+        os.killpg(process.pid, number)
+        _, error = process.communicate(timeout=120)
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+    else:
+        assert error.strip().endswith("KeyboardInterrupt")
+    # A group without processes
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert find_checkpoint(tmp_path / "parts").state["num_timesteps"] >= ROLLOUT
+
+
 def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
     model, fsync, calls = CPO("MlpPolicy", risky(), 1.0, **KWARGS), os.fsync, []
 
     def interrupted(descriptor):
         calls.append(descriptor)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         fsync(descriptor)
 
@@ -152,7 +198,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         model.learn(5 * ROLLOUT, callback=TrainingCheckpoint(1, tmp_path))
     monkeypatch.undo()
-    # Each file takes two, its folder's included
+    # The second of the first was its folder's
     assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint_{ROLLOUT}_steps.zip"]
     whole = CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(4 * ROLLOUT)
     assert_same_model(CPO.resume(tmp_path, risky()).learn(4 * ROLLOUT), whole)

@@ -3,6 +3,7 @@ The state of callbacks: attributes that training has changed, the environments o
 since the callback was made is an argument, and the new callback has its own.
 """
 
+import contextlib
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -38,17 +39,16 @@ def as_made(callback: BaseCallback) -> dict[int, dict[str, bytes]]:
 def _pickled(callback: BaseCallback) -> dict[str, bytes]:
     if hasattr(type(callback), "get_checkpoint_state"):
         return {}
-    attributes = {name: _try_pickle(value) for name, value in vars(callback).items() if name not in _OF_TRAINING}
+    others = {*_OF_TRAINING, *_own(callback)}
+    attributes = {name: _try_pickle(value) for name, value in vars(callback).items() if name not in others}
     return {name: content for name, content in attributes.items() if content is not None}
 
 
 def _try_pickle(value: Any) -> bytes | None:
-    if isinstance(value, BaseCallback | VecEnv):
-        return None
-    try:
-        return cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-    except Exception:
-        return None
+    for dumps in (pickle.dumps, cloudpickle.dumps):
+        with contextlib.suppress(Exception):
+            return dumps(value)
+    return None
 
 
 def capture(callback: BaseCallback, made: dict[int, dict[str, bytes]], shared: dict[str, Any]) -> State:

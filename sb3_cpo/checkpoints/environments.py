@@ -96,14 +96,13 @@ def _layers(vec_env: VecEnv) -> list[gym.Env]:
 
 def layers_of(envs: list[gym.Env]) -> list[gym.Env]:
     """These environments, what they are around and what they keep, each once."""
-    found = list(envs)
-    for env in found:
-        found += [value for value in vars(env).values() if isinstance(value, gym.Env) and not _is_in(value, found)]
-    return found
-
-
-def _is_in(env: gym.Env, found: list[gym.Env]) -> bool:
-    return any(env is other for other in found)
+    found = {id(env): env for env in envs}
+    left = list(envs)
+    for env in left:
+        inside = {id(value): value for value in vars(env).values() if isinstance(value, gym.Env)}
+        left += [value for key, value in inside.items() if key not in found]
+        found |= inside
+    return list(found.values())
 
 
 def _capture_inside(vec_env: Any, layers: list[gym.Env]) -> Any:

@@ -57,7 +57,7 @@ class _Pickler(cloudpickle.Pickler):
 
     def persistent_id(self, obj: Any) -> Reference | None:
         # A script's own classes: those of the script that resumes
-        if isinstance(obj, type | types.FunctionType) and obj.__module__ == "__main__":
+        if type(obj) in (type, types.FunctionType) and obj.__module__ == "__main__":
             name: str = obj.__qualname__
             if getattr(sys.modules["__main__"], name, None) is obj:
                 return "__main__", name
