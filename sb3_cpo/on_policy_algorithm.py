@@ -133,9 +133,7 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
             raise ValueError(f"the rollout buffer has no costs: it is a {type(buffer).__name__}")
         has, needs = (buffer.buffer_size, buffer.n_envs, buffer.n_costs), (n_steps, self.n_envs, self.n_costs)
         if has != needs:
-            raise ValueError(
-                f"the rollout buffer has room for {has} steps, environments and costs; this model needs {needs}"
-            )
+            raise ValueError(f"the rollout buffer has room for {has} steps, environments and costs; this model needs {needs}")
 
     def _finish_stopped_step(self, step: dict[str, Any]) -> None:
         """The callback stopped inside a step, which SB3 then forgets; the episodes in progress must not lose its costs."""
@@ -188,8 +186,8 @@ class ConstrainedOnPolicyAlgorithm(CostModel):
         """An episode has ended of which no monitor says anything."""
         if not self._knows_lives and all(env.env_is_wrapped(Monitor)):
             warnings.warn(
-                "an episode ended that goes on for the monitor: a wrapper around the monitor ends episodes, at a lost life for "
-                "instance (EpisodicLifeEnv). The mean episode cost and its limit are of these short episodes; monitor.csv and "
+                "an episode ended that goes on for the monitor: a wrapper around it ends episodes, at a lost life perhaps "
+                "(EpisodicLifeEnv). The mean episode cost and its limit are of these short episodes; monitor.csv and "
                 "evaluations sum the costs of the whole game"
             )
         self._knows_lives = True
