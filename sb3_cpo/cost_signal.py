@@ -5,7 +5,6 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import numpy as np
-import torch as th
 
 # Networks compute in float32, whose largest number is 3e38, and square sums of costs
 LARGEST_COST = 1e15
@@ -127,7 +126,7 @@ def _as_array(value: Any) -> np.ndarray:
     :raises RuntimeError: a tensor that requires a gradient, see torch
     """
     # The costs of simulators on a GPU are tensors there
-    return np.asarray(value.cpu() if isinstance(value, th.Tensor) else value, dtype=np.float64)
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value, dtype=np.float64)
 
 
 def _read_one_by_one(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:

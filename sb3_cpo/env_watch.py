@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_cpo.env_facts import check_finite, name_env
+from sb3_cpo.env_facts import check_finite, innermost, name_env
 
 # Seconds without an answer of a process after which a user is told, and after which an interrupted step is given up
 PATIENCE, LAST_PATIENCE = 60.0, 5.0
@@ -30,7 +30,7 @@ class EnvWatch:
     """
 
     def __init__(self, env: VecEnv, num_timesteps: Callable[[], int]):
-        self.env, self._inner = env, env.unwrapped
+        self.env, self._inner = env, innermost(env)
         self._num_timesteps = num_timesteps
         self.is_step_lost = False
         """Whether a step was interrupted: the environments have taken it, or some of them, and nobody has seen it."""

@@ -200,8 +200,8 @@ def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
     monkeypatch.undo()
     # The second of the first was its folder's
     assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint_{ROLLOUT}_steps.zip"]
-    whole = CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(4 * ROLLOUT)
-    assert_same_model(CPO.resume(tmp_path, risky()).learn(4 * ROLLOUT), whole)
+    whole = CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(5 * ROLLOUT)
+    assert_same_model(CPO.resume(tmp_path, risky()).learn(5 * ROLLOUT), whole)
 
 
 # ---------------------------------------------------------------- disks
@@ -288,6 +288,6 @@ def test_a_log_that_cannot_be_written_is_an_error_and_the_run_goes_on_from_its_c
 def test_a_monitor_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     env = make_vec_env(lambda: RiskyEnv(length=7), n_envs=2, monitor_dir=str(tmp_path))
     model = CPO("MlpPolicy", env, 1.0, **KWARGS)
-    monkeypatch.setattr(env.envs[1].results_writer, "write_row", fail(NO_SPACE))
+    monkeypatch.setattr(env.envs[1].results_writer.logger, "writerow", fail(NO_SPACE))
     with pytest.raises(OSError, match=r"1\.monitor\.csv could not be written: No space left on device"):
         model.learn(ROLLOUT, callback=TrainingCheckpoint(1, Path(tmp_path) / "parts"))

@@ -45,7 +45,6 @@ ACTIONS = {
     "box": spaces.Box(-1, 1, (2,)),
     "lopsided box": spaces.Box(np.array([-3.0, 1.0], np.float32), np.array([-1.0, 9.0], np.float32)),
     "discrete": spaces.Discrete(3),
-    "discrete from 5": spaces.Discrete(3, start=5),
     "multi-discrete": spaces.MultiDiscrete([3, 2]),
     "multi-binary": spaces.MultiBinary(3),
 }
@@ -55,11 +54,6 @@ ACTIONS = {
 @pytest.mark.parametrize("action", ACTIONS)
 def test_action_spaces(algorithm, action):
     space = ACTIONS[action]
-    if action == "discrete from 5":
-        # As SB3: it asks for a wrapper
-        with pytest.raises((ValueError, AssertionError, TypeError)):
-            make_model(algorithm, env=vec_env(lambda rank: RiskyEnv(action_space=space)))
-        return
     model = make_model(algorithm, env=vec_env(lambda rank: RiskyEnv(action_space=space), 2))
     before = weights(model)
     model.learn(32)
@@ -93,7 +87,7 @@ def test_frame_stacks_and_normalised_environments(algorithm):
 
 @all_algorithms
 def test_unsupported_spaces_are_refused(algorithm):
-    with pytest.raises((AssertionError, NotImplementedError, ValueError), match="(?i)space"):
+    with pytest.raises((AssertionError, NotImplementedError, ValueError), match=r"(?i)space"):
         make_model(algorithm, env=vec_env(lambda rank: RiskyEnv(action_space=spaces.Dict(a=spaces.Discrete(2)))))
 
 
@@ -102,7 +96,7 @@ def test_gsde(algorithm):
     model = make_model(algorithm, use_sde=True, sde_sample_freq=3, policy_kwargs={**SMALL, "log_std_init": -1.0})
     model.learn(32)
     assert model.policy.log_std.shape == (8, 2)
-    with pytest.raises(ValueError, match="action space"):
+    with pytest.raises(ValueError, match="continuous actions"):
         make_model(algorithm, use_sde=True, env=vec_env(lambda rank: RiskyEnv(action_space=spaces.Discrete(2))))
 
 
@@ -172,7 +166,7 @@ def test_parameters_can_be_taken_and_given(algorithm):
     other.set_parameters(parameters)
     assert_same(weights(model), weights(other))
     part = {"policy": parameters["policy"]}
-    with pytest.raises(ValueError, match="exactly"):
+    with pytest.raises(ValueError, match="do not match agents' parameters"):
         other.set_parameters(part)
     other.set_parameters(part, exact_match=False)
     with pytest.raises(ValueError, match="invalid"):

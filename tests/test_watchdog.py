@@ -89,6 +89,6 @@ def test_a_limit_that_was_satisfied_at_some_time_is_not_called_undelivered():
             compare(watchdog, 15.0 if update % 10 else -0.1, -2.0, 0.0)
         for _ in range(UNDELIVERED_PATIENCE - 5):
             compare(watchdog, 15.0, -2.0, 0.0)
-    with pytest.warns(UserWarning, match="by -80 in all"):
+    with pytest.warns(UserWarning, match="by -80 in all"):  # noqa: PT031
         for _ in range(UNDELIVERED_PATIENCE):
             compare(watchdog, 15.0, -2.0, 0.0)
