@@ -175,9 +175,15 @@ def test_an_interrupted_step_leaves_no_answer_in_the_pipes():
     env = vec_env(Slow, 2, subproc=True)
     model = CPO("MlpPolicy", env, 10.0, **KWARGS).learn(12)
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    # Whoever is started in the background inherits that SIGINT is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        model.learn(12, reset_num_timesteps=False)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(12, reset_num_timesteps=False)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
     assert not env.waiting
     # An answer left over would be taken for that to the next question
     assert env.reset().shape == (2, 2)
