@@ -52,14 +52,15 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo report") -> None:
     parser.add_argument("--license", help="of the model, for its card")
     options = parser.parse_args(args)
     try:
+        cost_limit, max_episode_cost = read_limits(options.cost_limit), read_limits(options.max_episode_cost)
         agent = open_agent(options)
         report = safety_report(
             load_model(options, agent),
             agent.env,
             options.n_episodes,
-            cost_limit=read_limits(options.cost_limit),
+            cost_limit=cost_limit,
             alpha=options.alpha,
-            max_episode_cost=read_limits(options.max_episode_cost),
+            max_episode_cost=max_episode_cost,
             policies=["stochastic", "deterministic"] if options.policy == "both" else [options.policy],
             seed=options.seed,
             model_path=agent.model_path,
