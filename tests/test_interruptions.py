@@ -200,8 +200,8 @@ def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
     monkeypatch.undo()
     # The second of the first was its folder's
     assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint_{ROLLOUT}_steps.zip"]
-    whole = CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(4 * ROLLOUT)
-    assert_same_model(CPO.resume(tmp_path, risky()).learn(4 * ROLLOUT), whole)
+    whole = CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(5 * ROLLOUT)
+    assert_same_model(CPO.resume(tmp_path, risky()).learn(5 * ROLLOUT), whole)
 
 
 # ---------------------------------------------------------------- disks
