@@ -23,7 +23,7 @@ class CostEvalCallback(EvalCallback):
     """
     SB3's ``EvalCallback`` for problems with costs: the best model is the best *feasible* one.
 
-    Among models whose mean cost keeps the limits, the one with the highest mean reward is saved as ``best_model.zip``; as
+    Among models whose mean cost satisfies the limits, the one with the highest mean reward is saved as ``best_model.zip``; as
     long as none does, the one that exceeds them least. Where a limit is a schedule, the model that was saved before is judged
     again by the limit of today. ``best_mean_reward`` is the mean reward of the best feasible model (minus infinity before
     there is one): SB3's ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` mean feasible models.

@@ -16,7 +16,7 @@ from safe_envs import SixTupleWrapper
 from sb3_cpo import env_facts
 from sb3_cpo.cost_env_report import CostEnvReport
 from sb3_cpo.cost_findings import Episode, report_on
-from sb3_cpo.cost_signal import LARGEST_COST
+from sb3_cpo.cost_signal import LARGEST_COST, _as_array
 from sb3_cpo.monitor import _is_cost
 
 SIX_VALUES = (
@@ -269,7 +269,7 @@ class _Episodes:
         try:
             if value is None or isinstance(value, str | bytes):
                 raise TypeError
-            array = np.asarray(value, dtype=np.float64)
+            array = _as_array(value)
         except RuntimeError:
             self._note(f"{key} grad", f"{place} is a tensor that requires a gradient: detach it")
             return None

@@ -48,7 +48,7 @@ def filter_cost(
     before: FilteredCost, predicted_change: np.ndarray, mean: np.ndarray, standard_error: np.ndarray
 ) -> FilteredCost:
     """
-    One update, and the rollout that measured what came of it.
+    One update, and the rollout that measured its effect.
 
     :param predicted_change: (n_costs,) change of J that the update expected
     :param mean: (n_costs,) J of the rollout

@@ -291,7 +291,7 @@ class CostModel(OnPolicyAlgorithm):
         if cost_limit is None:
             raise ValueError(
                 f"{type(self).__name__} needs a cost_limit, the bound on the mean cost of an episode: the environment has no "
-                "attribute cost_limit that says one. TRPO is the algorithm without"
+                "attribute cost_limit that says one. sb3_cpo.check_cost_env(env) suggests one; TRPO is the algorithm without"
             )
         return parse_cost_limit(cost_limit)
 

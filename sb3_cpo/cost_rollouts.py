@@ -17,7 +17,7 @@ from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_model import CostModel
 from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
-from sb3_cpo.env_facts import check_finite, episode_length, is_wrapped, name_env, notice_resets
+from sb3_cpo.env_facts import check_finite, episode_length, innermost, is_wrapped, name_env, notice_resets
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import explain_step, warn_of_negative_limits
@@ -123,7 +123,7 @@ class CostRollouts(CostModel):
         # Steps of all processes
         self.num_timesteps += (distributed.world_size() - 1) * len(dones)
         # What the environments say is finite (`EnvWatch`)
-        source = "" if env is env.unwrapped else f" from {type(env).__name__}"
+        source = "" if env is innermost(env) else f" from {type(env).__name__}"
         for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
             check_finite(what + source, values, env, self.num_timesteps, largest=LARGEST_COST)
         # Some VecEnvs have nothing to say in most steps, not even one empty dictionary per environment
@@ -204,7 +204,8 @@ class CostRollouts(CostModel):
         if not is_known and self.n_costs > 0 and (before is None or before.n_episodes > 0):
             warnings.warn(
                 f"no episode ended in this rollout of {buffer.buffer_size} steps: the cost of an episode is estimated from "
-                "what it has cost so far. Raise n_steps, or give the environment a time limit"
+                "what it has cost so far. Raise n_steps, or give the environment a time limit (sb3_cpo.check_cost_env(env) "
+                "shows how long its episodes are)"
             )
         if is_known and before is None and estimate.n_episodes < FEW_EPISODES and self.cost_limits.is_limited:
             warnings.warn(

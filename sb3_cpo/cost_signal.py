@@ -5,10 +5,11 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import numpy as np
-import torch as th
 
 # Networks compute in float32, whose largest number is 3e38, and square sums of costs
 LARGEST_COST = 1e15
+# What to do about costs that are not as they should be
+CHECK = "sb3_cpo.check_cost_env(env) reports the costs of an environment"
 
 
 class MissingCost(KeyError):
@@ -28,7 +29,7 @@ class MissingCost(KeyError):
 
     def __str__(self) -> str:
         # KeyError would print the message in quotes
-        return f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. {self._advice()}"
+        return f"info has no {self.key!r}: {self.place}; info has the keys {list(self.found)}. {self._advice()}. {CHECK}"
 
     def _advice(self) -> str:
         named = [key for key in self.found if key.startswith("cost_")]
@@ -125,7 +126,7 @@ def _as_array(value: Any) -> np.ndarray:
     :raises RuntimeError: a tensor that requires a gradient, see torch
     """
     # The costs of simulators on a GPU are tensors there
-    return np.asarray(value.cpu() if isinstance(value, th.Tensor) else value, dtype=np.float64)
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value, dtype=np.float64)
 
 
 def _read_one_by_one(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:
@@ -148,14 +149,14 @@ def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | 
                 array = _as_array(value)
             except (TypeError, ValueError, RuntimeError) as error:
                 hint = ": detach it" if isinstance(error, RuntimeError) else ""
-                raise ValueError(f"{place} is {value!r}: expected a number{hint}") from None
+                raise ValueError(f"{place} is {value!r}: expected a number{hint} ({CHECK})") from None
             if array.size != (1 if keys is not None else n_costs):
                 raise ValueError(
                     f"cost_limit has {n_costs} {'entry' if n_costs == 1 else 'entries'} but {place} has shape {array.shape}: "
-                    f"expected shape {expected_shape}"
+                    f"expected shape {expected_shape} ({CHECK})"
                 )
             if not np.isfinite(array).all():
-                raise ValueError(f"{place} is {value}: costs must be finite")
+                raise ValueError(f"{place} is {value}: costs must be finite ({CHECK})")
             if not (np.abs(array) <= LARGEST_COST).all():
                 raise ValueError(f"{place} is {value}: costs beyond {LARGEST_COST:g} overflow in single precision")
     raise ValueError(f"the costs of {len(infos)} environments do not fit in shape ({len(infos)}, {n_costs})")

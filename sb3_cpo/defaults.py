@@ -43,7 +43,7 @@ def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
     try:
         # One first: an environment that BatchVecEnv refuses is not made a hundred times to learn that
         one = make_vec_env(env, vec_env_cls=BatchVecEnv)
-    except (gym.error.Error, TypeError):
+    except (gym.error.Error, TypeError, ImportError):
         # SB3 makes it, or says what is wrong with it
         return env
     n_steps = max_episode_steps(one) or COPIES_ROLLOUT

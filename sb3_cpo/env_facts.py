@@ -14,7 +14,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
 
-def _innermost(env: VecEnv) -> VecEnv:
+def innermost(env: VecEnv) -> VecEnv:
     """SB3's ``unwrapped``, which adapters of other simulators make something else than a ``VecEnv``."""
     while isinstance(env, VecEnvWrapper) and isinstance(env.venv, VecEnv):
         env = env.venv
@@ -38,7 +38,7 @@ def _attribute(env: VecEnv, name: str) -> Any:
 
 
 def _spec(env: VecEnv) -> Any:
-    return None if isinstance(_innermost(env), SubprocVecEnv) else _attribute(env, "spec")
+    return None if isinstance(innermost(env), SubprocVecEnv) else _attribute(env, "spec")
 
 
 def is_wrapped(env: VecEnv, wrapper_class: type[Any]) -> bool:
@@ -71,7 +71,7 @@ def episode_length(env: VecEnv) -> float | None:
 @contextmanager
 def notice_resets(env: VecEnv, buffer: Any) -> Iterator[None]:
     """Within a rollout, only others reset the environments, an evaluation for instance: tell the buffer."""
-    inner = _innermost(env)
+    inner = innermost(env)
     own_reset, reset = vars(inner).get("reset"), inner.reset
 
     def noticed_reset(*args: Any, **kwargs: Any) -> Any:

@@ -12,9 +12,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_cpo.env_facts import check_finite, name_env
+from sb3_cpo.env_facts import check_finite, innermost, name_env
 
 # Seconds without an answer of a process after which a user is told, and after which an interrupted step is given up
 PATIENCE, LAST_PATIENCE = 60.0, 5.0
@@ -29,7 +30,7 @@ class EnvWatch:
     """
 
     def __init__(self, env: VecEnv, num_timesteps: Callable[[], int]):
-        self.env, self._inner = env, env.unwrapped
+        self.env, self._inner = env, innermost(env)
         self._num_timesteps = num_timesteps
         self.is_step_lost = False
         """Whether a step was interrupted: the environments have taken it, or some of them, and nobody has seen it."""
@@ -54,9 +55,9 @@ class EnvWatch:
                 delattr(inner, name)
         if self._remotes:
             inner.remotes = tuple(remote.connection for remote in self._remotes)
-            # An answer that is left in its pipe would be taken for that to the next question, for ever
+        if self._remotes and error[0] is not None:
             for remote in self._remotes:
-                remote.drain()
+                remote.forget_answers()
             inner.waiting = False
 
     def _watched_reset(self) -> Any:
@@ -92,7 +93,6 @@ class _Remote:
     def __init__(self, index: int, connection_and_process: tuple[Any, BaseProcess]):
         self.index = index
         self.connection, self.process = connection_and_process
-        self._n_pending = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.connection, name)
@@ -102,18 +102,15 @@ class _Remote:
             self.connection.send(message)
         except (BrokenPipeError, ConnectionError) as error:
             raise self._is_dead() from error
-        self._n_pending += 1
 
     def recv(self) -> Any:
         if not self._has_answer(PATIENCE):
             warnings.warn(f"environment {self.index} of SubprocVecEnv has not answered for {PATIENCE:g} s; still waiting")
             self._has_answer(None)
         try:
-            answer = self.connection.recv()
+            return self.connection.recv()
         except (EOFError, ConnectionError) as error:
             raise self._is_dead() from error
-        self._n_pending -= 1
-        return answer
 
     def _has_answer(self, timeout: float | None) -> bool:
         """Whether there is one after this number of seconds at most; an error if there will be none."""
@@ -122,21 +119,24 @@ class _Remote:
             raise self._is_dead()
         return bool(ready)
 
-    def drain(self) -> None:
-        """Take the answers that nobody waited for out of the pipe."""
+    def forget_answers(self) -> None:
+        """
+        After an interruption: an answer that is left in the pipe would be taken for that to the next question, for ever. Ask
+        for something that nobody else asks for, and throw away what comes before.
+        """
         try:
-            while self._n_pending > 0:
-                if not self._has_answer(LAST_PATIENCE):
-                    warnings.warn(
-                        f"environment {self.index} of SubprocVecEnv does not answer after an interruption: make the "
-                        "environments anew before you go on"
-                    )
+            self.connection.send(("get_spaces", None))
+            while self._has_answer(LAST_PATIENCE):
+                answer = self.connection.recv()
+                if isinstance(answer, tuple) and isinstance(answer[-1], spaces.Space):
                     return
-                self.connection.recv()
-                self._n_pending -= 1
         except (EOFError, OSError, RuntimeError):
             # Dead; the next question says so
             return
+        warnings.warn(
+            f"environment {self.index} of SubprocVecEnv does not answer after an interruption: make the environments anew "
+            "before you go on"
+        )
 
     def _is_dead(self) -> RuntimeError:
         self.process.join(timeout=1.0)

@@ -61,6 +61,12 @@ class EpisodeCostRecorder:
         n_costs = self._signal.n_costs or 0
         return np.array([_as_costs(costs, n_costs) for costs in self.episodes]).reshape(len(self.episodes), n_costs)
 
+    @property
+    def costs_so_far(self) -> np.ndarray:
+        """(n_costs,) of the first copy's episode in progress, or of the one that has just ended."""
+        nothing = np.zeros(self._signal.n_costs or 0)
+        return self._sums.get(0, self.episodes[-1] if self.episodes else nothing)
+
     def __call__(self, locals_: Mapping[str, Any], globals_: Mapping[str, Any] | None = None) -> None:
         index, info, done = locals_["i"], locals_["info"], locals_["done"]
         try:

@@ -13,7 +13,6 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
-from safe_envs.mujoco.vec_env import write_row
 from sb3_cpo.checkpoints import environments
 from sb3_cpo.cost_limits import MAX_COSTS
 from sb3_cpo.growing_results import GrowingResultsWriter
@@ -109,7 +108,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
             sums = {key: cost if key in self._mentioned else np.nan for key, cost in self.episode_costs.items()}
             info["episode"].update({key: round(cost, 6) for key, cost in sums.items()})
             if self.results_writer is not None:
-                write_row(self.results_writer, info["episode"])
+                self.results_writer.write_row(info["episode"])
         return observation, reward, terminated, truncated, info
 
     def capture_layers(self) -> tuple[str, bytes | None, str | None]:

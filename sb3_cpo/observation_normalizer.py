@@ -1,5 +1,6 @@
 """Running statistics of observations inside the policy: what ``VecNormalize`` does outside, without a second file to keep."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,9 @@ class ObservationNormalizer(nn.Module):
     A policy that was trained on observations as they are (PPO's, as a warm start) keeps them so: its normalizer is frozen.
 
     The statistics rest during a rollout and are updated between updates, so that old and new log-probabilities of a rollout
-    are of the same inputs. In the first rollout observations are not standardised: nothing has been seen. Its statistics are
-    taken before the first update, and its log-probabilities are those of the same weights with them.
+    are of the same inputs; the networks' first layers are rewritten with them (:func:`keep_outputs`). In the first rollout
+    observations are not standardised: nothing has been seen. Its statistics are taken before the first update, and its
+    log-probabilities are those of the same weights with them.
 
     :param space: of the observations; a ``Dict`` is treated part by part
     """
@@ -88,6 +90,12 @@ class ObservationNormalizer(nn.Module):
         moments = dict(zip(self._keys, self.moments, strict=True))
         return {key: moments[key](value) if key in moments else value for key, value in obs.items()}
 
+    def shift_and_scale(self) -> tuple[th.Tensor, th.Tensor]:
+        """What is subtracted from flattened observations and what they are divided by, in double precision."""
+        moments: Any = self.moments
+        means = [part.mean.double().flatten() for part in moments]
+        return th.cat(means), th.cat([(part.variance.double() + EPSILON).sqrt().flatten() for part in moments])
+
     @property
     def is_new(self) -> bool:
         """Whether it will have statistics, and has none yet."""
@@ -102,6 +110,27 @@ class ObservationNormalizer(nn.Module):
             return
         for key, moments in zip(self._keys, self.moments, strict=True):
             moments.update(obs if key is None else obs[key])  # type: ignore[operator]
+
+
+@th.no_grad()
+def keep_outputs(layers: Iterable[nn.Linear], before: tuple[th.Tensor, th.Tensor], now: tuple[th.Tensor, th.Tensor]) -> None:
+    """
+    Rewrite layers that see standardised observations, so that other statistics change none of their outputs (those of clipped
+    observations excepted).
+
+    :param before: shift and scale of the observations so far, see :meth:`ObservationNormalizer.shift_and_scale`
+    :param now: from now on
+    """
+    (old_shift, old_scale), (shift, scale) = before, now
+    growth, move = scale / old_scale, (shift - old_shift) / old_scale
+    # What has hardly varied so far was clipped wherever it did: its weights mean nothing yet
+    is_known = growth <= CLIP
+    growth, move = th.where(is_known, growth, 1.0), th.where(is_known, move, 0.0)
+    for layer in layers:
+        weight = layer.weight.double()
+        if layer.bias is not None:
+            layer.bias.add_((weight @ move).to(layer.bias.dtype))
+        layer.weight.copy_(weight * growth)
 
 
 def normalized_keys(space: spaces.Space) -> list[str | None]:

@@ -7,11 +7,17 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN, create_mlp
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDict
 from torch import nn
 
-from sb3_cpo.observation_normalizer import ObservationNormalizer, normalized_keys
+from sb3_cpo.observation_normalizer import ObservationNormalizer, keep_outputs, normalized_keys
 from sb3_cpo.standardized_head import StandardizedLinear
 
 
@@ -93,13 +99,40 @@ class CostActorCriticPolicy(ActorCriticPolicy):
 
     def update_observation_statistics(self, observations: Any) -> None:
         """
-        Take a rollout's observations into the running statistics, if there are any. The policy changes with them, so this is
-        done between updates; it does so less and less, as their number grows.
+        Take a rollout's observations into the running statistics, if there are any, between two updates.
+
+        All but the first ones change no action and no value, since the networks' first layers are rewritten (where these see
+        the observations themselves: with SB3's ``FlattenExtractor``; elsewhere they do change the policy, less and less).
 
         :param observations: (n, ...), a dictionary of arrays for a ``Dict`` space
         """
-        if self.normalize_observations:
-            self.observation_normalizer.update(observations)
+        if not self.normalize_observations:
+            return
+        normalizer = self.observation_normalizer
+        first_layers = () if normalizer.is_new else self._first_layers()
+        before = normalizer.shift_and_scale() if first_layers else None
+        normalizer.update(observations)
+        if before is not None:
+            keep_outputs(first_layers, before, normalizer.shift_and_scale())
+
+    def _first_layers(self) -> list[nn.Linear]:
+        """The layers that see the standardised observations; none where others stand between."""
+        extractors = [module for name, module in self.named_children() if name.endswith("features_extractor")]
+        if not all(type(extractor) is FlattenExtractor for extractor in extractors):
+            return []
+        heads = [
+            (getattr(self.mlp_extractor, "policy_net", None), self.action_net),
+            (getattr(self.mlp_extractor, "value_net", None), self.value_net),
+        ]
+        if self.n_costs > 0:
+            heads.append((self.cost_mlp_extractor, self.cost_value_net))
+        layers: list[Any] = [
+            network[0] if isinstance(network, nn.Sequential) and len(network) else head for network, head in heads
+        ]
+        is_known = all(isinstance(layer, nn.Linear) and layer.in_features == self.features_dim for layer in layers)
+        # The noise of gSDE is made of what the last layer sees
+        is_known = is_known and not (self.use_sde and layers[0] is self.action_net)
+        return layers if is_known else []
 
     def _build_cost_critic(self) -> None:
         if self.share_features_extractor:

@@ -11,7 +11,7 @@ if sys.platform == "linux" and "DISPLAY" not in os.environ and "WAYLAND_DISPLAY"
 
 import numpy as np
 
-from sb3_cpo.videos import record_episodes, render_fps, write_video
+from sb3_cpo.videos import record_episodes, record_replay, render_fps, write_video
 from sb3_cpo.zoo.agents import add_options, is_chosen_by_stochastic_policy, load_model, open_agent
 
 DESCRIPTION = """\
@@ -27,6 +27,8 @@ examples:
       %(prog)s --algo cpo --env SafeAntCircle-v0
   the best feasible model of run 3, three episodes, the stochastic policy that the limit is for
       %(prog)s --algo cpo --env SafeAntCircle-v0 --exp-id 3 --load-best -n 3
+  the worst episode of a report (sb3-cpo report), by the seed that is written there
+      %(prog)s --algo cpo --env SafeAntCircle-v0 --stochastic --episode-seed 1000042
   a model of your own
       %(prog)s --algo cpo --env SafePointCircle-v0 --model cpo_point.zip -o point.mp4
 """
@@ -44,6 +46,9 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo video") -> None:
         "--stochastic", action="store_true", help="use stochastic actions (--load-best does, for our algorithms)"
     )
     parser.add_argument("--seed", type=int, default=0, help="random generator seed (default: 0)")
+    parser.add_argument(
+        "--episode-seed", type=int, help="the episode with this seed in a report, its worst perhaps (--stochastic as there)"
+    )
     options = parser.parse_args(args)
     # The best model was chosen by its stochastic policy
     is_stochastic = options.stochastic or is_chosen_by_stochastic_policy(options)
@@ -54,7 +59,10 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo video") -> None:
         # What rl_zoo3 raises where there is no such run
         parser.error(str(error))
     model, env = load_model(options, agent), agent.env
-    recording = record_episodes(model, env, options.n_episodes, not is_stochastic, options.max_frames)
+    if options.episode_seed is None:
+        recording = record_episodes(model, env, options.n_episodes, not is_stochastic, options.max_frames, caption=True)
+    else:
+        recording = record_replay(model, env, options.episode_seed, not is_stochastic, options.max_frames)
     for reward, length, cost in zip(recording.rewards, recording.lengths, recording.costs, strict=True):
         print(f"return {reward:.2f}, cost {', '.join(f'{value:.2f}' for value in cost)}, {length} steps")
     if getattr(model, "cost_limits", None) is not None and model.cost_limits.is_limited:

@@ -12,7 +12,11 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
 
-from sb3_cpo.evaluation import evaluate_policy
+from sb3_cpo.cost_limits import CostLimits
+from sb3_cpo.evaluation import EpisodeCostRecorder, evaluate_policy
+
+# Height of a frame in which text can be read
+SMALLEST_CAPTIONED = 64
 
 
 class Recording(NamedTuple):
@@ -33,22 +37,26 @@ def record_episodes(
     deterministic: bool = True,
     max_frames: int | None = None,
     cost_keys: Sequence[str] | None = None,
+    caption: bool = False,
 ) -> Recording:
     """
     Play episodes and keep what the first copy of the environment looks like after each step.
 
     :param env: its ``render_mode`` is "rgb_array"
     :param max_frames: keep no more frames than these
+    :param caption: write the episode's cost so far into the frames, with the limit
     """
     frames: list[np.ndarray] = []
+    counted = EpisodeCostRecorder.for_model(model, cost_keys)
 
     def grab(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        if locals_["i"] != 0 or (max_frames is not None and len(frames) >= max_frames):
+            return
+        counted(locals_)
         # After the last step of an episode the environment already shows the next one
-        if locals_["i"] == 0 and not locals_["done"] and (max_frames is None or len(frames) < max_frames):
-            frame = env.get_images()[0]
-            if frame is None:
-                raise ValueError(f'the environment cannot be recorded: its render_mode is {env.render_mode}, not "rgb_array"')
-            frames.append(np.asarray(frame))
+        if not locals_["done"]:
+            frame = grab_frame(env)
+            frames.append(write_caption(frame, caption_lines(model, counted.costs_so_far)) if caption else frame)
 
     rewards, lengths, costs = evaluate_policy(
         model,
@@ -63,9 +71,78 @@ def record_episodes(
     return Recording(frames, rewards, lengths, costs)
 
 
+def record_replay(model: Any, env: VecEnv, seed: int, deterministic: bool, max_frames: int | None = None) -> Recording:
+    """
+    Record an episode of a :func:`sb3_cpo.safety_report`, with its cost in the frames. Arguments: see there.
+
+    :param max_frames: keep no more frames than these
+    """
+    from sb3_cpo.safety_report import replay_episode
+
+    frames: list[np.ndarray] = []
+
+    def grab(played: VecEnv, costs: np.ndarray, reward: float, is_over: bool) -> None:
+        if not is_over and (max_frames is None or len(frames) < max_frames):
+            frames.append(write_caption(grab_frame(played), caption_lines(model, costs)))
+
+    episode = replay_episode(model, env, seed, deterministic, on_step=grab)
+    return Recording(frames, [episode.reward], [episode.length], episode.costs[None])
+
+
+def grab_frame(env: VecEnv) -> np.ndarray:
+    """
+    What the first copy looks like, (height, width, 3).
+
+    :raises ValueError: it does not render
+    """
+    frame = env.get_images()[0]
+    if frame is None:
+        raise ValueError(f'the environment cannot be recorded: its render_mode is {env.render_mode}, not "rgb_array"')
+    return np.asarray(frame)
+
+
+def caption_lines(model: Any, costs: np.ndarray) -> list[str]:
+    """
+    A line per constraint: "cost 3 / limit 5".
+
+    :param costs: (n_costs,) of the episode so far
+    """
+    limits: CostLimits | None = getattr(model, "cost_limits", None)
+    names = (limits.names if limits is not None and len(limits.names) == len(costs) else ()) or (
+        ["cost"] if len(costs) == 1 else [f"cost {index}" for index in range(len(costs))]
+    )
+    bounds = np.full(len(costs), np.inf)
+    if limits is not None and limits.is_limited and limits.n_costs == len(costs):
+        bounds = model.current_cost_limit
+    return [
+        f"{name} {cost:.4g}" + (f" / limit {bound:g}" if np.isfinite(bound) else "")
+        for name, cost, bound in zip(names, costs, bounds, strict=True)
+    ]
+
+
+def write_caption(frame: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """
+    A frame with lines of text in its upper left corner; one that is too small for text as it is.
+
+    :param frame: (height, width, 3)
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not lines or frame.shape[0] < SMALLEST_CAPTIONED:
+        return frame
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    draw, size = ImageDraw.Draw(image, "RGBA"), max(8, frame.shape[0] // 22)
+    font, position, margin = ImageFont.load_default(size), (size // 2, size // 3), size // 3
+    left, top, right, bottom = draw.multiline_textbbox(position, "\n".join(lines), font=font)
+    draw.rectangle((left - margin, top - margin, right + margin, bottom + margin), fill=(0, 0, 0, 150))
+    draw.multiline_text(position, "\n".join(lines), font=font, fill="white")
+    return np.asarray(image)
+
+
 class VideoRecorderCallback(BaseCallback):
     """
-    Record a video of the current policy now and then, to disk and to TensorBoard (where it needs ``tensorboard_log``).
+    Record a video of the current policy now and then, to disk and to TensorBoard (where it needs ``tensorboard_log``). The
+    cost of the episode so far and the limit are written in the frames.
 
     :param eval_env: The environment to record, with ``render_mode="rgb_array"`` (``make_vec_env`` sets it). With several
         copies, the first one is shown
@@ -109,7 +186,9 @@ class VideoRecorderCallback(BaseCallback):
             return True
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
-        recording = record_episodes(self.model, self.eval_env, self.n_episodes, self.deterministic, self.max_frames)
+        recording = record_episodes(
+            self.model, self.eval_env, self.n_episodes, self.deterministic, self.max_frames, caption=True
+        )
         fps = self.fps or render_fps(self.eval_env)
         path = os.path.join(self.video_folder, f"{self.name_prefix}-step-{self.num_timesteps}.mp4")
         write_video(recording.frames, path, fps)
@@ -166,4 +245,4 @@ def _encode_gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["Recording", "VideoRecorderCallback", "record_episodes", "render_fps", "write_video"]
+__all__ = ["Recording", "VideoRecorderCallback", "record_episodes", "record_replay", "render_fps", "write_video"]

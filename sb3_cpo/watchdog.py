@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_cpo.cost_signal import CHECK
 from sb3_cpo.trust_region import TrustRegionStep
 
 # A violation this many times what one update can change, for this many updates in a row, is worth a word
@@ -32,7 +33,7 @@ class Watchdog:
 
     def compare(self, violation: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> None:
         """
-        Look at what the last update expected and what came of it. Arrays have shape (n_costs,).
+        Look at the predicted and the actual change of the last update. Arrays have shape (n_costs,).
 
         :param violation: J minus limit, now
         :param predicted: change of J that the last update expected
@@ -51,7 +52,7 @@ class Watchdog:
                 f"constraint {index} has exceeded its limit for {UNDELIVERED_PATIENCE} updates, which were predicted to "
                 f"change its cost by {predicted_sum[index]:.4g} in all; it changed by {actual_sum[index]:.4g}. No action "
                 "may change this cost, or the rollouts are too small to see how (train/cost_gradient_noise near 1: raise "
-                "n_steps)"
+                "n_steps). " + CHECK
             )
 
     def watch(self, violation: np.ndarray, step: TrustRegionStep) -> None:
@@ -75,5 +76,6 @@ class Watchdog:
                 f"for {PATIENCE} updates, the violation ({violation[index]:.4g} in the last) has been more than "
                 f"{FACTOR:g} times what one update can change ({step.reachable_cost_change[index]:.4g}): a limit so "
                 "far away takes many updates in which the return is ignored. Raise target_kl, begin with a higher "
-                "cost_limit and lower it with a schedule, or check its units (it bounds the sum of an episode's costs)"
+                "cost_limit and lower it with a schedule, or check its units (it bounds the sum of an episode's costs). "
+                + CHECK
             )

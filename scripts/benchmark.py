@@ -3,6 +3,7 @@ How fast is it? Each subcommand measures one thing and prints a table.
 
     python scripts/benchmark.py envs
     python scripts/benchmark.py train
+    python scripts/benchmark.py update
     python scripts/benchmark.py processes
 """
 
@@ -159,6 +160,72 @@ def benchmark_train(args: argparse.Namespace) -> None:
         report(title, measure(candidates, args.rounds), "CPO, BatchVecEnv", {})
 
 
+def update(model) -> float:
+    """Updates per second of CPU time, of the rollout that the model has collected."""
+    start = time.process_time()
+    model.train()
+    return 1 / (time.process_time() - start)
+
+
+def benchmark_update(args: argparse.Namespace) -> None:
+    """Compare one update of CPO with one of sb3-contrib's TRPO: 20,000 steps of the ant, both critics, 10 CG iterations."""
+    import torch as th
+    from sb3_contrib import TRPO
+    from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+
+    from safe_envs import BatchVecEnv
+    from sb3_cpo import CPO, make_vec_env
+
+    th.set_num_threads(1)
+    shared = {"n_steps": 200, "batch_size": 1000, "n_critic_updates": 10, "cg_max_steps": 10, "device": "cpu", "seed": 0}
+
+    def collected(model):
+        model.learn(20_000)
+        return model
+
+    def cpo(n_costs: int = 1, **kwargs):
+        env = make_vec_env("SafeAntCircle-v0", n_envs=100, vec_env_cls=BatchVecEnv, seed=0)
+        limits = [10.0] * n_costs
+        kwargs = {**shared, **kwargs}
+        if n_costs > 1:
+            # The same cost three times over is three gradients, three right-hand sides and three outputs of the critic
+            env = RepeatedCost(env, n_costs)
+        return collected(CPO("MlpPolicy", env, limits, **kwargs))
+
+    from stable_baselines3.common.vec_env import VecEnvWrapper
+
+    class RepeatedCost(VecEnvWrapper):
+        def __init__(self, venv, n_costs: int):
+            super().__init__(venv)
+            self.n_costs = n_costs
+
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            obs, rewards, dones, infos = self.venv.step_wait()
+            for info in infos:
+                info["cost"] = np.full(self.n_costs, info["cost"]) * np.arange(1, self.n_costs + 1)
+            return obs, rewards, dones, infos
+
+    plain = {"n_noise_draws": 0, "fisher_sub_sampling_factor": 1}
+    candidates = {
+        "TRPO of contrib": collected(TRPO("MlpPolicy", sb3_make_vec_env("SafeAntCircle-v0", n_envs=100, seed=0), **shared)),
+        "plain CPO, whole Fisher matrix": cpo(**plain),
+        "plain CPO": cpo(n_noise_draws=0),
+        "plain CPO, three constraints": cpo(3, n_noise_draws=0),
+        "CPO": cpo(),
+    }
+    results = measure({name: partial(update, model) for name, model in candidates.items()}, args.rounds)
+    print(f"\nOne update on 20,000 steps of SafeAntCircle-v0, CPU time of one thread, {args.rounds} rounds in turns")
+    for name, values in results.items():
+        seconds = 1 / statistics.median(values)
+        line = f"  {name:<32} {seconds:>6.2f} s"
+        if name != "TRPO of contrib":
+            line += f"   {1 / ratio(results, name, 'TRPO of contrib'):.2f} of contrib's"
+        print(line)
+
+
 def train_in_process(rank: int, n_processes: int, folder: str, args: argparse.Namespace, results) -> None:
     """One of several processes that train together; the first one puts steps per second and what was sent into results."""
     import torch as th
@@ -274,6 +341,10 @@ def main() -> None:
     train = subcommands.add_parser("train", help=benchmark_train.__doc__)
     train.add_argument("--rounds", type=int, default=3, help="rounds, measured in turns")
     train.set_defaults(run=benchmark_train)
+
+    one_update = subcommands.add_parser("update", help=benchmark_update.__doc__)
+    one_update.add_argument("--rounds", type=int, default=5, help="rounds, measured in turns")
+    one_update.set_defaults(run=benchmark_update)
 
     processes = subcommands.add_parser("processes", help=benchmark_processes.__doc__)
     processes.add_argument("--env", default="SafeAntCircle-v0")

@@ -288,3 +288,29 @@ def test_wrong_arguments_are_explained():
         check_cost_env(gym.make_vec("CartPole-v1", num_envs=2))
     with pytest.raises(ValueError, match="must be positive"):
         check_cost_env("CartPole-v1", 0)
+
+
+# ---------------------------------------------------------------- what points to it
+
+
+def train(script, **kwargs):
+    from sb3_cpo import CPO
+
+    arguments = {"cost_limit": 1.0, "n_steps": 8, "batch_size": 8, **kwargs}
+    CPO("MlpPolicy", Scripted(script, kwargs.pop("lengths", (4,))), **arguments).learn(8)
+
+
+@pytest.mark.parametrize(
+    ("script", "kwargs"),
+    [
+        (lambda *_: {}, {}),
+        (lambda *_: {"cost": math.nan}, {}),
+        (lambda *_: {"cost": "high"}, {}),
+        (lambda *_: {"cost": np.ones(2)}, {}),
+        (lambda *_: {"cost": 0.0}, {"cost_limit": None}),
+    ],
+    ids=["missing", "not finite", "no number", "shape", "no limit"],
+)
+def test_errors_about_costs_point_to_the_check(script, kwargs):
+    with pytest.raises((KeyError, ValueError), match=r"check_cost_env\(env\)"):
+        train(script, **kwargs)

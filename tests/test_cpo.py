@@ -213,6 +213,7 @@ def test_watchdog_warns_once_of_a_limit_out_of_reach(monkeypatch):
     model = CPO("MlpPolicy", env, -1e4, **KWARGS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="cost_limit is -10000")
         model.learn(128 * 2)
     with pytest.warns(UserWarning, match="for 3 updates, the violation.*more than 10 times") as record:
         model.learn(128 * 4, reset_num_timesteps=False)

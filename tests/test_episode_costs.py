@@ -1,7 +1,7 @@
 import numpy as np
 from scipy import stats
 
-from sb3_cpo.episode_costs import EpisodeCosts, mean_cost
+from sb3_cpo.episode_costs import EndedEpisodes, EpisodeCosts, mean_cost
 
 NO, YES = np.array([False]), np.array([True])
 
@@ -161,3 +161,17 @@ def test_an_episode_that_does_not_count_begins_anew():
     costs.add(np.array([[5.0]]), np.array([True]), np.array([False]))
     costs.add(np.array([[2.0]]), np.array([True]), np.array([True]))
     assert costs.episodes.tolist() == [[2.0]]
+
+
+def test_length_is_the_mean_and_not_the_median():
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [0.0] * 12, [True, False, True, *[False] * 8, True])
+    assert costs.estimate().mean_length == (1 + 2 + 9) / 3
+
+
+def test_two_episodes_have_a_standard_error_and_one_has_none():
+    def error(values):
+        return mean_cost(EndedEpisodes(np.array(values)[:, None], np.ones(len(values))))[1]
+
+    np.testing.assert_allclose(error([1.0, 3.0]), 1.0)
+    assert np.isnan(error([3.0])).all()

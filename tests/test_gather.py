@@ -284,3 +284,24 @@ def test_what_is_taken_is_sensed_no_more():
             bins = env.observe(env.robot_env.robot_state, episode)[0, 9:]
             readings[apple_is_taken, bomb_is_taken] = (bins[:10] > 0).sum(), (bins[10:] > 0).sum()
     assert readings == {(False, False): (1, 1), (True, False): (0, 1), (False, True): (1, 0), (True, True): (0, 0)}
+
+
+def test_an_apple_that_was_taken_is_neither_sensed_nor_drawn():
+    task = GatherTask(RobotEnv(POINT), n_apples=2, n_bombs=1)
+    task.reset(seed=0)
+    position = task.robot_env.robot_state.com[0, :2]
+    task.episode = {
+        "objects": np.array([position + np.array([(0.5, 0.0), (3.0, 0.0), (5.9, 5.0)])]),
+        "is_taken": np.zeros((1, 3), dtype=bool),
+    }
+    task.show(task.episode)
+    geoms = [task.robot_env.model.geom(f"object_{index}").id for index in range(3)]
+    assert task.robot_env.model.geom_rgba[geoms, 3].tolist() == [1, 1, 1]
+    obs, reward, *_ = task.step(np.zeros(2))
+    assert reward == 10
+    # The other one is 3 away, so that its reading is 1 - 3 / 6; the one that was taken would read more
+    assert max(obs[-20:-10]) == pytest.approx(0.5, abs=0.02)
+    task.show(task.episode)
+    assert task.robot_env.model.geom_rgba[geoms, 3].tolist() == [0, 1, 1]
+    _, reward, *_ = task.step(np.zeros(2))
+    assert reward == 0

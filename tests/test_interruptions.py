@@ -142,6 +142,7 @@ def test_an_update_that_ctrl_c_interrupts_has_not_happened(place, is_before, mon
 
 
 SUBPROC = """
+import signal
 import sys
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -156,6 +157,8 @@ class Say(BaseCallback):
         return True
 
 if __name__ == "__main__":
+    # Whoever is started in the background inherits that SIGINT is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     env = make_vec_env(RiskyEnv, n_envs=2, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
     callbacks = [TrainingCheckpoint(1, sys.argv[1]), Say()]
     CPO("MlpPolicy", env, 1.0, **KWARGS).learn(1_000_000, callback=callbacks)
@@ -174,7 +177,10 @@ def test_a_signal_to_all_processes_leaves_none_of_them(number, tmp_path):
     ) as process:
         assert process.stdout.readline() == "training\n"
         os.killpg(process.pid, number)
-        _, error = process.communicate(timeout=120)
+        try:
+            _, error = process.communicate(timeout=120)
+        finally:
+            process.kill()
     if number == signal.SIGTERM:
         assert process.returncode == 143
     else:
@@ -288,6 +294,6 @@ def test_a_log_that_cannot_be_written_is_an_error_and_the_run_goes_on_from_its_c
 def test_a_monitor_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     env = make_vec_env(lambda: RiskyEnv(length=7), n_envs=2, monitor_dir=str(tmp_path))
     model = CPO("MlpPolicy", env, 1.0, **KWARGS)
-    monkeypatch.setattr(env.envs[1].results_writer, "write_row", fail(NO_SPACE))
+    monkeypatch.setattr(env.envs[1].results_writer.logger, "writerow", fail(NO_SPACE))
     with pytest.raises(OSError, match=r"1\.monitor\.csv could not be written: No space left on device"):
         model.learn(ROLLOUT, callback=TrainingCheckpoint(1, Path(tmp_path) / "parts"))

@@ -175,3 +175,41 @@ def test_a_policy_of_ppo_as_a_warm_start_keeps_its_actions():
     model.learn(32)
     # It was trained on observations as they are, and stays on them
     assert model.policy.observation_normalizer.moments[0].count == 0
+
+
+@pytest.mark.parametrize(
+    ("net_arch", "use_sde"), [([8], False), ([], False), ({"pi": [], "vf": [8], "cvf": [4]}, False), ([8], True)]
+)
+def test_later_statistics_change_no_action_and_no_value(net_arch, use_sde):
+    kwargs = {**KWARGS, "policy_kwargs": {"net_arch": net_arch}, "use_sde": use_sde}
+    model = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 2), 1.0, **kwargs).learn(64)
+    obs, rng = th.randn(50, 3), np.random.default_rng(0)
+
+    def outputs():
+        with th.no_grad():
+            distribution = model.policy.get_distribution(obs).distribution
+            return (
+                distribution.mean,
+                distribution.stddev,
+                model.policy.predict_values(obs),
+                model.policy.predict_cost_values(obs),
+            )
+
+    before = [value.clone() for value in outputs()]
+    first = model.policy.observation_normalizer.state_dict()["moments.0.mean"].clone()
+    model.policy.update_observation_statistics(rng.normal([2, -1, 0], [3, 0.1, 1], (500, 3)))
+    assert (model.policy.observation_normalizer.moments[0].mean - first).abs().max() > 0.5
+    for mine, theirs in zip(outputs(), before, strict=True):
+        th.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_an_observation_that_begins_to_vary_is_no_surprise():
+    """It was clipped so far: weights made for it would saturate the network."""
+    policy = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 2), 1.0, **KWARGS).policy
+    policy.update_observation_statistics(np.tile([0.0, 0.0, 1.0], (100, 1)) + [[0.1], [-0.1]] * 50 * np.array([1, 1, 0]))
+    weights = [layer.weight.clone() for layer in policy._first_layers()]
+    assert len(weights) == 3
+    policy.update_observation_statistics(np.random.default_rng(0).normal(size=(100, 3)))
+    for layer, old in zip(policy._first_layers(), weights, strict=True):
+        assert layer.weight.abs().max() < 20 * old.abs().max()
+        assert th.equal(layer.weight[:, 2], old[:, 2])

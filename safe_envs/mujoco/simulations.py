@@ -1,8 +1,9 @@
 """n copies of a robot, stepped together: physics on MuJoCo's native threads, the Point in numpy."""
 
+from typing import Any
+
 import mujoco
 import numpy as np
-from mujoco.batch import Batch
 
 from safe_envs.mujoco import robots
 from safe_envs.mujoco.robot_env import RobotEnv
@@ -56,6 +57,22 @@ class PointSimulation:
         env.set_state(self.qpos[row], self.qvel[row])
 
 
+def make_batch(model: mujoco.MjModel, n_envs: int, n_threads: int, **kwargs: Any) -> Any:
+    """
+    MuJoCo's own copies of a simulation.
+
+    :raises ImportError: MuJoCo is too old to have them; all else of this package works without
+    """
+    try:
+        from mujoco.batch import Batch
+    except ImportError as error:
+        raise ImportError(
+            f"BatchVecEnv steps robots with physics by mujoco.batch, which MuJoCo {mujoco.__version__} does not have: install "
+            "mujoco>=4, or take DummyVecEnv or SubprocVecEnv"
+        ) from error
+    return Batch(model, n_envs, n_threads, **kwargs)
+
+
 class PhysicsSimulation:
     """
     Copies of a robot with physics; the arrays of a state are views that the next call overwrites.
@@ -69,7 +86,7 @@ class PhysicsSimulation:
         self.env = env
         self.n_envs = n_envs
         self.is_broken: np.ndarray | None = None
-        self.batch = Batch(env.model, n_envs, n_threads)
+        self.batch = make_batch(env.model, n_envs, n_threads)
         self.qpos, self.qvel, self._ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._sensordata = self.batch.bind("sensordata")
         self._cfrc_ext = self.batch.bind("cfrc_ext") if env.robot.observes_contact_forces else None

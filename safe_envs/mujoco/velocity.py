@@ -18,9 +18,9 @@ from gymnasium.envs.mujoco.hopper_v4 import HopperEnv
 from gymnasium.envs.mujoco.humanoid_v4 import HumanoidEnv
 from gymnasium.envs.mujoco.swimmer_v4 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
-from mujoco.batch import Batch
 
 from safe_envs.mujoco import robots
+from safe_envs.mujoco.simulations import make_batch
 from safe_envs.mujoco.task import BatchedTask, Episode, Outcome
 
 
@@ -202,7 +202,7 @@ class V4Simulation:
         self.is_broken: np.ndarray | None = None
         self._is_humanoid = isinstance(env, HumanoidEnv)
         # cfrc_ext of the humanoid needs the contacts of the last substep, which only a copy's own MjData keeps
-        self.batch = Batch(env.model, n_envs, n_threads, persistent=self._is_humanoid)
+        self.batch = make_batch(env.model, n_envs, n_threads, persistent=self._is_humanoid)
         self.qpos, self.qvel, self._ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._dynamics: tuple[np.ndarray, ...] = ()
         if self._is_humanoid:

@@ -9,7 +9,6 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 
-from safe_envs.mujoco.vec_env import write_row
 from sb3_cpo.checkpoints.logs import cut_file
 from sb3_cpo.growing_results import GrowingResultsWriter
 
@@ -51,7 +50,7 @@ class EpisodeWriter(BaseCallback):
             self.writer.set_columns([key for key in episode if key not in ("r", "l", "t")], 0.0)
         self.n_episodes += 1
         # The monitors have begun at different times
-        write_row(self.writer, {**episode, "t": round(time.time() - self.start_time, 6)})
+        self.writer.write_row({**episode, "t": round(time.time() - self.start_time, 6)})
 
     def _on_training_end(self) -> None:
         if self.writer is not None:

@@ -1,0 +1,182 @@
+"""
+Change the code in one place at a time, and see whether a test notices.
+
+    python scripts/mutation_test.py --modules cpo dual --n-mutants 40
+
+A mutant is one operator, number, comparison, condition, keyword or function name that is another. It is killed if a test of
+its module fails, or runs far longer than without it. Each is tried in a copy of the package; the tree is left as it is. The
+survivors are printed as differences: a missing test, or a change that changes nothing.
+"""
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The tests of each module, those that are fast and near first
+TESTS = {
+    "sb3_cpo/dual.py": ["test_dual"],
+    "sb3_cpo/trust_region.py": ["test_trust_region"],
+    "sb3_cpo/gradient_noise.py": ["test_gradient_noise"],
+    "sb3_cpo/cost_filter.py": ["test_cost_filter"],
+    "sb3_cpo/buffers.py": ["test_buffers", "test_replaced_parts", "test_on_policy_algorithm"],
+    "sb3_cpo/episode_costs.py": ["test_episode_costs"],
+    "sb3_cpo/cost_ledger.py": ["test_cost_ledger", "test_on_policy_algorithm"],
+    "sb3_cpo/cost_limits.py": ["test_cost_limits", "test_enforced_limits"],
+    "sb3_cpo/cost_signal.py": ["test_bad_input", "test_on_policy_algorithm"],
+    "sb3_cpo/watchdog.py": ["test_watchdog"],
+    "sb3_cpo/cpo.py": ["test_enforced_limits", "test_cpo"],
+    "sb3_cpo/pdo.py": ["test_enforced_limits", "test_pdo"],
+    "safe_envs/mujoco/circle.py": ["test_circle"],
+    "safe_envs/mujoco/gather.py": ["test_gather"],
+    "safe_envs/mujoco/velocity.py": ["test_velocity"],
+}
+
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+NAMES = {"mean": "median", "max": "min", "min": "max", "maximum": "minimum", "minimum": "maximum", "any": "all", "all": "any"}
+
+
+class Mutant(NamedTuple):
+    module: str
+    line: int
+    source: str
+    before: str
+    after: str
+
+
+def places(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes of functions and methods, without docstrings, annotations and what is written into messages."""
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            for statement in function.body:
+                yield from _inside(statement)
+
+
+def _inside(node: ast.AST) -> Iterator[ast.AST]:
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    if is_text or isinstance(node, ast.Raise | ast.JoinedStr | ast.FunctionDef | ast.ClassDef):
+        return
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name != "annotation":
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _inside(child)
+
+
+def change(node: ast.AST) -> bool:
+    """Make a node another, in place; False: this kind stays as it is."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+        node.ops[0] = SWAPS[type(node.ops[0])]()  # type: ignore[call-overload]
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in SWAPS:
+        node.op = SWAPS[type(node.op)]()  # type: ignore[assignment]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        node.value = not node.value
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        node.value = node.value + 1
+    elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+        node.attr = NAMES[node.attr]
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert):
+        node.op = ast.UAdd() if isinstance(node.op, ast.USub) else ast.Not()
+    elif isinstance(node, ast.If | ast.IfExp):
+        node.test = ast.UnaryOp(ast.Not(), node.test)
+    else:
+        return False
+    return True
+
+
+def mutants(module: str) -> list[Mutant]:
+    """Every mutant of a module."""
+    source = (ROOT / module).read_text()
+    tree = ast.parse(source)
+    result = []
+    for index, node in enumerate(places(tree)):
+        mutated = copy.deepcopy(tree)
+        place = next(place for number, place in enumerate(places(mutated)) if number == index)
+        before = ast.unparse(place).splitlines()[0]
+        if change(place) and (after := ast.unparse(ast.fix_missing_locations(place)).splitlines()[0]) != before:
+            result.append(Mutant(module, node.lineno, ast.unparse(mutated), before, after))  # type: ignore[attr-defined]
+    return result
+
+
+def run_tests(folder: Path, module: str, time_limit: float | None) -> bool:
+    """Whether the tests of a module pass with the packages in this folder."""
+    tests = [str(folder / "tests" / f"{name}.py") for name in TESTS[module]]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=time_limit).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modules", nargs="+", default=[Path(module).stem for module in TESTS], help="names without .py")
+    parser.add_argument("--n-mutants", type=int, default=20, help="drawn per module; 0: all of them")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    arguments = parser.parse_args()
+    known = {Path(module).stem: module for module in TESTS}
+    if unknown := set(arguments.modules) - set(known):
+        parser.error(f"no tests are known of {sorted(unknown)}; there are {sorted(known)}")
+
+    n_killed, survivors = 0, []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in ("sb3_cpo", "safe_envs", "tests", "scripts", "docs"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for name in arguments.modules:
+            module = known[name]
+            start = time.monotonic()
+            if not run_tests(folder, module, None):
+                raise SystemExit(f"the tests of {module} fail without a mutant: {TESTS[module]}")
+            time_limit = 3 * (time.monotonic() - start) + 30
+            candidates = mutants(module)
+            if 0 < arguments.n_mutants < len(candidates):
+                candidates = random.Random(arguments.seed).sample(candidates, arguments.n_mutants)
+            original, n_killed_here = (folder / module).read_text(), 0
+            for mutant in candidates:
+                (folder / module).write_text(mutant.source)
+                if run_tests(folder, module, time_limit):
+                    survivors.append(mutant)
+                    print(f"survives: {module}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}", flush=True)
+                else:
+                    n_killed_here += 1
+            (folder / module).write_text(original)
+            n_killed += n_killed_here
+            print(f"{module}: {n_killed_here} of {len(candidates)} killed", flush=True)
+    n_mutants = n_killed + len(survivors)
+    print(f"{n_killed} of {n_mutants} killed ({n_killed / max(n_mutants, 1):.0%})")
+
+
+if __name__ == "__main__":
+    main()
