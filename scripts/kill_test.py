@@ -93,8 +93,10 @@ def compare(folder: Path, undisturbed: Path) -> list[str]:
     for name in ("progress.csv", *(f"monitor/{rank}.monitor.csv" for rank in range(N_ENVS))):
         if read_rows(folder / name) != read_rows(undisturbed / name):
             different.append(name)
-    if read_scalars(folder) != read_scalars(undisturbed):
-        different.append("TensorBoard")
+    scalars, others = read_scalars(folder), read_scalars(undisturbed)
+    for tag in sorted(scalars.keys() | others.keys()):
+        if scalars.get(tag) != others.get(tag):
+            different.append(f"TensorBoard's {tag}: {scalars.get(tag)} and not {others.get(tag)}")
     return different
 
 

@@ -133,10 +133,10 @@ def test_interval_and_arguments(tmp_path):
     model = CPO("MlpPolicy", risky(), 1.0, **KWARGS)
     # Every 2.5 rollouts: after the first update from then on
     model.learn(7 * ROLLOUT, callback=TrainingCheckpoint(5 * N_STEPS // 2, tmp_path / "a", "model", n_kept=None))
-    assert [path.name for path in list_checkpoints(tmp_path / "a")] == [f"model_{i * ROLLOUT}_steps.zip" for i in (7, 6, 3)]
+    assert [path.name for path in list_checkpoints(tmp_path / "a")] == [f"model_{i * ROLLOUT}_steps.zip" for i in (7, 6, 3, 0)]
     model.learn(3 * ROLLOUT, callback=TrainingCheckpoint(1, tmp_path / "b", min_seconds=1000.0))
-    # The end always
-    assert [path.name for path in list_checkpoints(tmp_path / "b")] == [f"checkpoint_{3 * ROLLOUT}_steps.zip"]
+    # Beginning and end always
+    assert [path.name for path in list_checkpoints(tmp_path / "b")] == [f"checkpoint_{i * ROLLOUT}_steps.zip" for i in (3, 0)]
     with pytest.raises(ValueError, match="save_freq must be at least 1, not 0"):
         TrainingCheckpoint(0, tmp_path)
     with pytest.raises(ValueError, match="n_kept must be at least 1"):

@@ -43,7 +43,10 @@ def test_sigterm_saves_after_the_update_and_exits_with_143(tmp_path, capsys):
         model.learn(5 * ROLLOUT, callback=[checkpoint, Send(signal.SIGTERM, 2 * ROLLOUT + 4)])
     assert exit_info.value.code == 143
     assert "SIGTERM: training ends after this update" in capsys.readouterr().err
-    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint_{3 * ROLLOUT}_steps.zip"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        f"checkpoint_{3 * ROLLOUT}_steps.zip",
+        "checkpoint_0_steps.zip",
+    ]
     assert signal.getsignal(signal.SIGTERM) == before
     whole = CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(5 * ROLLOUT)
     assert_same_model(CPO.resume(tmp_path, risky()).learn(5 * ROLLOUT), whole)
@@ -56,7 +59,7 @@ def test_a_second_sigterm_ends_it_at_once(tmp_path):
         model.learn(5 * ROLLOUT, callback=[TrainingCheckpoint(10_000, tmp_path), send])
     assert exit_info.value.code == 143
     assert model.num_timesteps == ROLLOUT + 8
-    assert list_checkpoints(tmp_path) == []
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint_0_steps.zip"]
 
 
 def test_sigterm_in_the_last_update_and_workers_that_it_ended(tmp_path):
@@ -64,7 +67,7 @@ def test_sigterm_in_the_last_update_and_workers_that_it_ended(tmp_path):
     with pytest.raises(SystemExit) as exit_info:
         model.learn(ROLLOUT, callback=[TrainingCheckpoint(10_000, tmp_path / "a"), Send(signal.SIGTERM, ROLLOUT)])
     assert exit_info.value.code == 143
-    assert len(list_checkpoints(tmp_path / "a")) == 1
+    assert find_checkpoint(tmp_path / "a").state["num_timesteps"] == ROLLOUT
 
     class Worker(Send):
         def _on_step(self):
@@ -196,7 +199,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
 
     def interrupted(descriptor):
         calls.append(descriptor)
-        if len(calls) == 3:
+        if len(calls) == 5:
             raise KeyboardInterrupt
         fsync(descriptor)
 
@@ -204,8 +207,8 @@ def test_ctrl_c_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         model.learn(5 * ROLLOUT, callback=TrainingCheckpoint(1, tmp_path))
     monkeypatch.undo()
-    # The second of the first was its folder's
-    assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint_{ROLLOUT}_steps.zip"]
+    # Each file takes two, that of its folder included
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_0_steps.zip", f"checkpoint_{ROLLOUT}_steps.zip"]
     whole = CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(5 * ROLLOUT)
     assert_same_model(CPO.resume(tmp_path, risky()).learn(5 * ROLLOUT), whole)
 
@@ -237,20 +240,21 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_nothing_is_lost(fun
         model.learn(5 * ROLLOUT, callback=[TrainingCheckpoint(1, tmp_path), Full()])
     assert error_info.value.errno == error.errno
     monkeypatch.undo()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint_{i * ROLLOUT}_steps.zip" for i in (1, 2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint_{i * ROLLOUT}_steps.zip" for i in (0, 1, 2)]
     assert find_checkpoint(tmp_path).state["num_timesteps"] == 2 * ROLLOUT
     # What was trained is still there
     assert model._n_updates == 3
     model.learn(2 * ROLLOUT, callback=TrainingCheckpoint(1, tmp_path), reset_num_timesteps=False)
     whole = CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(5 * ROLLOUT)
     assert_same_model(model, whole)
-    assert_same_model(CPO.resume(list_checkpoints(tmp_path)[-1], risky()).learn(5 * ROLLOUT), whole)
+    # From the beginning of the second call
+    assert_same_model(CPO.resume(list_checkpoints(tmp_path)[-1], risky()).learn(2 * ROLLOUT), whole)
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     model = CPO("MlpPolicy", risky(), 1.0, **KWARGS)
-    with pytest.raises(OSError, match=r"file/parts/checkpoint_32_steps\.zip could not be written: Not a directory"):
+    with pytest.raises(OSError, match=r"file/parts/checkpoint_0_steps\.zip could not be written: Not a directory"):
         model.learn(ROLLOUT, callback=TrainingCheckpoint(1, tmp_path / "file" / "parts"))
 
 

@@ -21,9 +21,9 @@ class TrainingCheckpoint(BaseCallback):
     Saves checkpoints from which ``resume`` continues a training exactly: model, optimizer, random generators, environments,
     statistics of ``VecNormalize``, callbacks and logs.
 
-    It takes the place of SB3's ``CheckpointCallback``, which saves in the middle of a rollout. Checkpoints are taken between
-    two updates and at the end, each in one file, ``<name_prefix>_<steps>_steps.zip``, which SB3's ``load`` reads too. A file
-    is written whole or not at all, and older ones are deleted only after that.
+    It takes the place of SB3's ``CheckpointCallback``, which saves in the middle of a rollout. Checkpoints are taken at the
+    beginning, between two updates and at the end, each in one file, ``<name_prefix>_<steps>_steps.zip``, which SB3's ``load``
+    reads too. A file is written whole or not at all, and older ones are deleted only after that.
 
     SIGTERM, with which clusters end a job, ends training after the update that is in progress: it is saved, and the program
     exits with status 143. A second SIGTERM ends it at once.
@@ -99,6 +99,8 @@ class TrainingCheckpoint(BaseCallback):
 
     def set_checkpoint_state(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        # It goes on from a file that is there
+        self._saved_updates = self.model._n_updates
 
     def _check_folder(self) -> None:
         """
@@ -125,8 +127,9 @@ class TrainingCheckpoint(BaseCallback):
         :raises SystemExit: SIGTERM has arrived
         """
         self._n_updates = self.model._n_updates
-        is_due = self.n_calls - self.last_save >= self.save_freq
-        if self._is_terminated or (is_due and time.monotonic() - self._last_time >= self.min_seconds):
+        is_due = self.n_calls - self.last_save >= self.save_freq and time.monotonic() - self._last_time >= self.min_seconds
+        # At the beginning too: a run that is killed before its first interval goes on as well, and takes back its rows
+        if self.n_calls == 0 or is_due or self._is_terminated:
             self.save()
         self.exit_if_terminated()
 

@@ -32,7 +32,9 @@ def latest_run_id(log_path: str, env_name: str) -> int:
     rl_zoo3's takes the last folder, which may be that of a hyperparameter optimisation, or of a run that was killed early.
     """
     folders = Path(log_path).glob(f"{env_name}_[0-9]*")
-    numbers = (folder.name.removeprefix(f"{env_name}_") for folder in folders if any(folder.glob("*.zip")))
+    # That of the beginning is there before anything is learned
+    models = (path for folder in folders for path in folder.glob("*.zip") if path.name != "rl_model_0_steps.zip")
+    numbers = (path.parent.name.removeprefix(f"{env_name}_") for path in models)
     return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
