@@ -6,12 +6,13 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export MUJOCO_GL ?= egl
 
-.PHONY: help install demo test test-slow check lint docs benchmark clean
+.PHONY: help install demo test test-slow test-matrix check lint docs benchmark clean
 
 help:
 	@echo "make demo       train CPO on SafePointCircle-v0 and draw the run (installs what is missing)"
 	@echo "make test       run the tests (installs what is missing)"
 	@echo "make test-slow  also the tests that train for minutes"
+	@echo "make test-matrix  run them with each Python that is here, and the oldest and newest dependencies"
 	@echo "make check      lint, types and tests"
 	@echo "make docs       build the documentation into docs/_build/html"
 	@echo "make benchmark  print speeds as ratios measured side by side"
@@ -33,6 +34,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+# Minutes, and gigabytes where pip finds no CPU build of torch
+test-matrix:
+	bash scripts/test_matrix.sh
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

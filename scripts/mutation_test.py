@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,18 +113,22 @@ def change(node: ast.AST) -> bool:
     return True
 
 
-def mutants(module: str) -> list[Mutant]:
-    """Every mutant of a module."""
-    source = (ROOT / module).read_text()
-    tree = ast.parse(source)
-    result = []
-    for index, node in enumerate(places(tree)):
-        mutated = copy.deepcopy(tree)
-        place = next(place for number, place in enumerate(places(mutated)) if number == index)
-        before = ast.unparse(place).splitlines()[0]
-        if change(place) and (after := ast.unparse(ast.fix_missing_locations(place)).splitlines()[0]) != before:
-            result.append(Mutant(module, node.lineno, ast.unparse(mutated), before, after))  # type: ignore[attr-defined]
-    return result
+def candidates(tree: ast.AST) -> list[int]:
+    """Numbers of the places that can be changed."""
+    return [
+        index
+        for index, node in enumerate(places(tree))
+        if isinstance(node, ast.expr | ast.stmt) and change(copy.deepcopy(node))
+    ]
+
+
+def make_mutant(module: str, tree: ast.AST, index: int) -> Mutant:
+    mutated = copy.deepcopy(tree)
+    place: Any = next(place for number, place in enumerate(places(mutated)) if number == index)
+    before = ast.unparse(place).splitlines()[0]
+    change(place)
+    after = ast.unparse(ast.fix_missing_locations(place)).splitlines()[0]
+    return Mutant(module, place.lineno, ast.unparse(mutated), before, after)
 
 
 def run_tests(folder: Path, module: str, time_limit: float | None) -> bool:
@@ -160,11 +164,13 @@ def main() -> None:
             if not run_tests(folder, module, None):
                 raise SystemExit(f"the tests of {module} fail without a mutant: {TESTS[module]}")
             time_limit = 3 * (time.monotonic() - start) + 30
-            candidates = mutants(module)
-            if 0 < arguments.n_mutants < len(candidates):
-                candidates = random.Random(arguments.seed).sample(candidates, arguments.n_mutants)
             original, n_killed_here = (folder / module).read_text(), 0
-            for mutant in candidates:
+            tree = ast.parse(original)
+            drawn = candidates(tree)
+            if 0 < arguments.n_mutants < len(drawn):
+                drawn = random.Random(arguments.seed).sample(drawn, arguments.n_mutants)
+            for index in drawn:
+                mutant = make_mutant(module, tree, index)
                 (folder / module).write_text(mutant.source)
                 if run_tests(folder, module, time_limit):
                     survivors.append(mutant)
@@ -173,7 +179,7 @@ def main() -> None:
                     n_killed_here += 1
             (folder / module).write_text(original)
             n_killed += n_killed_here
-            print(f"{module}: {n_killed_here} of {len(candidates)} killed", flush=True)
+            print(f"{module}: {n_killed_here} of {len(drawn)} killed", flush=True)
     n_mutants = n_killed + len(survivors)
     print(f"{n_killed} of {n_mutants} killed ({n_killed / max(n_mutants, 1):.0%})")
 

@@ -26,7 +26,10 @@ def test_a_cost_that_is_predicted_to_fall_and_does_not_is_warned_of_once_with_bo
         compare(watchdog, 15.0, -2.0, 0.05)
 
 
-@pytest.mark.parametrize(("violation", "predicted", "actual"), [(15.0, -2.0, -0.5), (-1.0, -2.0, 0.0), (15.0, 0.5, 0.0)])
+@pytest.mark.parametrize(
+    ("violation", "predicted", "actual"),
+    [(15.0, -2.0, -0.5), (-1.0, -2.0, 0.0), (15.0, 0.5, 0.0), (15.0, 0.01, 0.1), (15.0, 0.0, 0.1), (0.0, -2.0, 0.0)],
+)
 def test_what_comes_true_or_is_satisfied_or_was_not_predicted_is_not_warned_of(violation, predicted, actual):
     watchdog = Watchdog()
     with warnings.catch_warnings():
@@ -76,7 +79,7 @@ def test_a_violated_cost_without_a_gradient_is_warned_of_once_and_counted():
     messages = messages_of(lambda: watchdog.watch(np.array([-1.0, 2.5]), stuck))
     assert len(messages) == 1
     assert "constraint 1 is over its limit by 2.5" in messages[0]
-    assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 2.5]), stuck))
+    assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 0.5]), stuck))
     assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 2.5]), step([9.0, 9.0], [True, False])))
     assert watchdog.row == {"train/n_vanishing_gradients": 2}
 
