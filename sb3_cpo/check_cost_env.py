@@ -16,8 +16,8 @@ from safe_envs import SixTupleWrapper
 from sb3_cpo import env_facts
 from sb3_cpo.cost_env_report import CostEnvReport
 from sb3_cpo.cost_findings import Episode, report_on
-from sb3_cpo.cost_signal import LARGEST_COST, _as_array
-from sb3_cpo.monitor import _is_cost
+from sb3_cpo.cost_signal import LARGEST_COST, as_array
+from sb3_cpo.monitor import is_cost
 
 SIX_VALUES = (
     "step returns six values (obs, reward, cost, terminated, truncated, info): wrap the environment in "
@@ -111,8 +111,8 @@ def _open(env: Any, env_kwargs: Mapping[str, Any]) -> gym.Env | VecEnv:
 
 def _name(env: VecEnv) -> str:
     """The id where the environment has one, else its class."""
-    name = env_facts.name_env(env).removeprefix("environment").strip(" ()")
-    return name or type(getattr(getattr(env.unwrapped, "envs", [env])[0], "unwrapped", env)).__name__
+    copy = getattr(env_facts.innermost(env), "envs", [env])[0]
+    return env_facts.env_id(env) or type(getattr(copy, "unwrapped", env)).__name__
 
 
 def _without_six_values(env: gym.Env, seed: int, problems: list[str]) -> gym.Env:
@@ -254,7 +254,7 @@ class _Episodes:
         costs: dict[str, float] = {}
         for key, value in info.items():
             is_asked_for = key == "cost" or key in (self.cost_keys or ())
-            if not (is_asked_for or (self.cost_keys is None and _is_cost(key, value))):
+            if not (is_asked_for or (self.cost_keys is None and is_cost(key, value))):
                 is_number = np.ndim(value) == 0 and isinstance(value, bool | int | float | np.number | np.bool_)
                 self.other_keys[str(key)] = is_number
                 continue
@@ -269,7 +269,7 @@ class _Episodes:
         try:
             if value is None or isinstance(value, str | bytes):
                 raise TypeError
-            array = _as_array(value)
+            array = as_array(value, np.float64)
         except RuntimeError:
             self._note(f"{key} grad", f"{place} is a tensor that requires a gradient: detach it")
             return None

@@ -78,16 +78,13 @@ def _natural_order(name: str) -> tuple[str, int]:
 
 
 def _limit_of(name: str, cost_limit: Any) -> float | None:
-    key, _, index = name.partition("[")
+    key, index = _natural_order(name)
     if isinstance(cost_limit, Mapping):
         value = cost_limit.get(key)
     elif key != "cost" or cost_limit is None:
         value = None
     else:
-        values = np.ravel(cost_limit)
-        value = (
-            values[int(index.rstrip("]")) if index else 0] if len(values) > (int(index.rstrip("]")) if index else 0) else None
-        )
+        value = dict(enumerate(np.ravel(cost_limit))).get(max(index, 0))
     return None if value is None or callable(value) else float(value)
 
 

@@ -122,10 +122,11 @@ class CostRollouts(CostModel):
         env = step["env"]
         # Steps of all processes
         self.num_timesteps += (distributed.world_size() - 1) * len(dones)
-        # What the environments say is finite (`EnvWatch`)
-        source = "" if env is innermost(env) else f" from {type(env).__name__}"
-        for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
-            check_finite(what + source, values, env, self.num_timesteps, largest=LARGEST_COST)
+        # What the environments themselves say is looked at by `EnvWatch`
+        wrapper = None if env is innermost(env) else type(env).__name__
+        if wrapper is not None:
+            for what, values in (("reward", step["rewards"]), ("observation", step["new_obs"])):
+                check_finite(f"{what} from {wrapper}", values, env, self.num_timesteps, largest=LARGEST_COST)
         # Some VecEnvs have nothing to say in most steps, not even one empty dictionary per environment
         infos = infos or [{} for _ in range(buffer.n_envs)]
         costs, lengths = self._read_costs(infos), {}
@@ -137,7 +138,9 @@ class CostRollouts(CostModel):
                 self.ledger.returns.append(float(info["episode"]["r"]))
                 lengths[index] = info["episode"]["l"]
             terminal_obs = info.get("terminal_observation")
-            check_finite("terminal observation" + source, terminal_obs, env, self.num_timesteps, index, LARGEST_COST)
+            if wrapper is not None:
+                what = f"terminal observation from {wrapper}"
+                check_finite(what, terminal_obs, env, self.num_timesteps, index, LARGEST_COST)
             # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
             is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False)
             # As SB3 for the reward: where nobody tells the last observation, nothing is bootstrapped

@@ -121,19 +121,20 @@ def read_costs(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n
     return costs
 
 
-def _as_array(value: Any) -> np.ndarray:
+def as_array(value: Any, dtype: type | None = None) -> np.ndarray:
     """
+    :param dtype: None: the value's own
     :raises RuntimeError: a tensor that requires a gradient, see torch
     """
     # The costs of simulators on a GPU are tensors there
-    return np.asarray(value.cpu() if hasattr(value, "cpu") else value, dtype=np.float64)
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value, dtype=dtype)
 
 
 def _read_one_by_one(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> np.ndarray:
     """As ``read_costs``, for values that numpy cannot put into one array at once."""
     size = 1 if keys is not None else n_costs
     try:
-        values = [_as_array(info[key]).reshape(size) for info in infos for key in keys or ["cost"]]
+        values = [as_array(info[key], np.float64).reshape(size) for info in infos for key in keys or ["cost"]]
     except (TypeError, ValueError, RuntimeError):
         _raise_wrong_cost(infos, keys, n_costs)
     return np.concatenate(values).reshape(len(infos), n_costs)
@@ -146,7 +147,7 @@ def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | 
             value = info[key]
             place = f"info[{key!r}] of environment {index}"
             try:
-                array = _as_array(value)
+                array = as_array(value, np.float64)
             except (TypeError, ValueError, RuntimeError) as error:
                 hint = ": detach it" if isinstance(error, RuntimeError) else ""
                 raise ValueError(f"{place} is {value!r}: expected a number{hint} ({CHECK})") from None

@@ -88,11 +88,16 @@ def notice_resets(env: VecEnv, buffer: Any) -> Iterator[None]:
             inner.reset = own_reset  # type: ignore[method-assign]
 
 
+def env_id(env: VecEnv) -> str | None:
+    """None: it was not made by an id, or does not say."""
+    return getattr(_spec(env), "id", None)
+
+
 def name_env(env: VecEnv, index: int | None = None) -> str:
     """For messages: "environment 3 (SafeAntCircle-v0)"."""
     name = "environment" if index is None else f"environment {index}"
-    env_id = getattr(_spec(env), "id", None)
-    return name if env_id is None else f"{name} ({env_id})"
+    of_env = env_id(env)
+    return name if of_env is None else f"{name} ({of_env})"
 
 
 def registered_cost_limit(env: VecEnv) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_cpo.cost_signal import LARGEST_COST
 from sb3_cpo.env_facts import check_finite, innermost, name_env
 
 # Seconds without an answer of a process after which a user is told, and after which an interrupted step is given up
@@ -23,7 +24,8 @@ PATIENCE, LAST_PATIENCE = 60.0, 5.0
 
 class EnvWatch:
     """
-    While it is entered, a ``VecEnv`` returns finite values only, and says which of its processes has died.
+    While it is entered, a ``VecEnv`` returns finite values only, and says which of its processes has died. Where no wrapper
+    may bring them down, they are no larger than single precision can square, either.
 
     :param env: wrapped or not
     :param num_timesteps: steps played so far, for messages
@@ -31,6 +33,7 @@ class EnvWatch:
 
     def __init__(self, env: VecEnv, num_timesteps: Callable[[], int]):
         self.env, self._inner = env, innermost(env)
+        self._largest = LARGEST_COST if self._inner is env else float(np.finfo(np.float64).max)
         self._num_timesteps = num_timesteps
         self.is_step_lost = False
         """Whether a step was interrupted: the environments have taken it, or some of them, and nobody has seen it."""
@@ -76,10 +79,11 @@ class EnvWatch:
                 "number, two booleans and a dictionary"
             )
             raise
-        check_finite("reward", rewards, self.env, step)
-        check_finite("observation", obs, self.env, step)
+        check_finite("reward", rewards, self.env, step, largest=self._largest)
+        check_finite("observation", obs, self.env, step, largest=self._largest)
         for index in np.flatnonzero(dones[: len(infos)]).tolist():
-            check_finite("terminal observation", infos[index].get("terminal_observation"), self.env, step, index)
+            terminal_obs = infos[index].get("terminal_observation")
+            check_finite("terminal observation", terminal_obs, self.env, step, index, self._largest)
         self.is_step_lost = False
         return obs, rewards, dones, infos
 

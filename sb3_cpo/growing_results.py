@@ -54,17 +54,6 @@ class GrowingResultsWriter(ResultsWriter):
         os.replace(unfinished, self.path)
         super().__init__(self.path, self.header, (*columns[3:], *new), override_existing=False)
 
-    def write_row(self, epinfo: dict[str, Any]) -> None:
-        """
-        What an episode says beside these columns is left out.
-
-        :raises OSError: the disk is full, ...; the message names the file
-        """
-        try:
-            super().write_row({key: value for key, value in epinfo.items() if key in self.logger.fieldnames})
-        except OSError as error:
-            raise OSError(error.errno, f"{self.path} could not be written: {error.strerror or error}") from error
-
 
 def _results_path(filename: str) -> str:
     """The name that SB3's ``ResultsWriter`` gives the file."""

@@ -13,8 +13,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from safe_envs.monitor_rows import write_row
 from sb3_cpo.checkpoints import environments
 from sb3_cpo.cost_limits import MAX_COSTS
+from sb3_cpo.cost_signal import as_array
 from sb3_cpo.growing_results import GrowingResultsWriter
 from sb3_cpo.mistakes import explain_reset, explain_step
 
@@ -108,7 +110,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
             sums = {key: cost if key in self._mentioned else np.nan for key, cost in self.episode_costs.items()}
             info["episode"].update({key: round(cost, 6) for key, cost in sums.items()})
             if self.results_writer is not None:
-                self.results_writer.write_row(info["episode"])
+                write_row(self.results_writer, info["episode"])
         return observation, reward, terminated, truncated, info
 
     def capture_layers(self) -> tuple[str, bytes | None, str | None]:
@@ -122,7 +124,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
     def _costs(self, info: Mapping[str, Any]) -> dict[str, float]:
         keys = self.cost_keys
         if keys is None:
-            keys = tuple(str(key) for key in info if _is_cost(key, info[key]))
+            keys = tuple(str(key) for key in info if is_cost(key, info[key]))
         costs: dict[str, float] = {}
         for key in keys:
             value = _as_numbers(info.get(key, ()))
@@ -138,13 +140,13 @@ class CostMonitor(Monitor[ObsType, ActType]):
 def _as_numbers(value: Any) -> np.ndarray | None:
     """None for what is no array of numbers: text, ragged lists, tensors that require a gradient."""
     try:
-        array = np.asarray(value)
+        array = as_array(value)
     except (TypeError, ValueError, RuntimeError):
         return None
     return array.astype(np.float64) if array.dtype.kind in "biuf" else None
 
 
-def _is_cost(key: Any, value: Any) -> bool:
+def is_cost(key: Any, value: Any) -> bool:
     """
     Not everything whose name begins like a cost's is one: ``info["cost_name"] = "speed"``, a map, a history that has but one
     entry yet. Names that begin with ``cost_`` stand for a number, ``cost`` for one per constraint.

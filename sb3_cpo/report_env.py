@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_cpo.env_facts import name_env
+from sb3_cpo.env_facts import env_id, innermost
 from sb3_cpo.monitor import make_vec_env, with_cost_monitor
 
 
@@ -50,7 +50,7 @@ def episode_env(
 
 def env_id_of(env: VecEnv) -> str:
     """For people."""
-    return name_env(env).removeprefix("environment").strip(" ()") or "an environment without id"
+    return env_id(env) or "an environment without id"
 
 
 def _refuse_training_env(model: BaseAlgorithm, env: Any) -> None:
@@ -60,9 +60,9 @@ def _refuse_training_env(model: BaseAlgorithm, env: Any) -> None:
     training = model.get_env()
     if training is None or isinstance(env, str):
         return
-    inner = env.unwrapped
-    copies = [getattr(copy, "unwrapped", copy) for copy in getattr(training.unwrapped, "envs", ())]
-    if inner is training.unwrapped or any(inner is copy for copy in copies):
+    inner, trained = innermost(env) if isinstance(env, VecEnv) else env.unwrapped, innermost(training)
+    copies = [getattr(copy, "unwrapped", copy) for copy in getattr(trained, "envs", ())]
+    if inner is trained or any(inner is copy for copy in copies):
         raise ValueError(
             "env is the environment in which the model trains: episodes played there would be cut out of those of training. "
             "Pass the id, or another environment that is made in the same way"

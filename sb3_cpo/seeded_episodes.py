@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
 from sb3_cpo.cost_signal import CostSignal, MissingCost
-from sb3_cpo.env_facts import name_env
+from sb3_cpo.env_facts import is_wrapped, name_env
 
 # An episode that is longer has no end
 MAX_STEPS = 100_000
@@ -51,7 +51,7 @@ def play_episode(
     :param on_step: called after each step with the costs so far, the return so far, and whether the episode is over
     :raises ValueError: the episode does not end
     """
-    has_monitor = _has_monitor(env)
+    has_monitor = is_vecenv_wrapped(env, VecMonitor) or is_wrapped(env, Monitor)
     states, episode_starts = None, np.ones(1, dtype=bool)
     reward, length, discount, is_over = 0.0, 0, 1.0, False
     costs = largest = np.zeros(0)
@@ -89,14 +89,6 @@ def _read(signal: CostSignal, infos: Any, env: VecEnv, seed: int, step: int) -> 
     except MissingCost as error:
         error.place = f"{name_env(env)}, step {step} of the episode with seed {seed}"
         raise
-
-
-def _has_monitor(env: VecEnv) -> bool:
-    """Environments of other packages may not know how to answer."""
-    try:
-        return is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
-    except (AttributeError, NotImplementedError, TypeError):
-        return False
 
 
 def _noise_is_due(model: Any, step: int) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
 Measurement = Callable[[], float]
 
@@ -160,6 +161,23 @@ def benchmark_train(args: argparse.Namespace) -> None:
         report(title, measure(candidates, args.rounds), "CPO, BatchVecEnv", {})
 
 
+class RepeatedCost(VecEnvWrapper):
+    """The cost of an environment once, twice over, three times over, ...: as many constraints."""
+
+    def __init__(self, venv, n_costs: int):
+        super().__init__(venv)
+        self.n_costs = n_costs
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            info["cost"] = info["cost"] * np.arange(1, self.n_costs + 1)
+        return obs, rewards, dones, infos
+
+
 def update(model) -> float:
     """Updates per second of CPU time, of the rollout that the model has collected."""
     start = time.process_time()
@@ -188,25 +206,8 @@ def benchmark_update(args: argparse.Namespace) -> None:
         limits = [10.0] * n_costs
         kwargs = {**shared, **kwargs}
         if n_costs > 1:
-            # The same cost three times over is three gradients, three right-hand sides and three outputs of the critic
             env = RepeatedCost(env, n_costs)
         return collected(CPO("MlpPolicy", env, limits, **kwargs))
-
-    from stable_baselines3.common.vec_env import VecEnvWrapper
-
-    class RepeatedCost(VecEnvWrapper):
-        def __init__(self, venv, n_costs: int):
-            super().__init__(venv)
-            self.n_costs = n_costs
-
-        def reset(self):
-            return self.venv.reset()
-
-        def step_wait(self):
-            obs, rewards, dones, infos = self.venv.step_wait()
-            for info in infos:
-                info["cost"] = np.full(self.n_costs, info["cost"]) * np.arange(1, self.n_costs + 1)
-            return obs, rewards, dones, infos
 
     plain = {"n_noise_draws": 0, "fisher_sub_sampling_factor": 1}
     candidates = {

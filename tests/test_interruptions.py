@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from toy_envs import RiskyEnv
 
+from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, PDO, CostEvalCallback, TrainingCheckpoint, critics, make_vec_env
 from sb3_cpo.checkpoints import find_checkpoint, list_checkpoints
 
@@ -293,6 +294,20 @@ def test_a_log_that_cannot_be_written_is_an_error_and_the_run_goes_on_from_its_c
     assert_same_model(resumed, CPO("MlpPolicy", risky(), 1.0, **KWARGS).learn(4 * ROLLOUT))
     # This one has lost a rollout, and can go on
     model.learn(2 * ROLLOUT, reset_num_timesteps=False)
+
+
+def test_the_monitor_file_of_a_batch_is_named_once(tmp_path, monkeypatch):
+    env = make_vec_env("SafePointGather-v0", n_envs=2, vec_env_cls=BatchVecEnv, monitor_dir=str(tmp_path))
+    env.reset()
+    monkeypatch.setattr(env.envs[1].results_writer.logger, "writerow", fail(NO_SPACE))
+
+    def play():
+        for _ in range(15):
+            env.step(np.zeros((2, *env.action_space.shape), dtype=np.float32))
+
+    with pytest.raises(OSError, match=r"1\.monitor\.csv could not be written: No space left on device$") as raised:
+        play()
+    assert str(raised.value).count("could not be written") == 1
 
 
 def test_a_monitor_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):

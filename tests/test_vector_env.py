@@ -6,10 +6,11 @@ import pytest
 import torch as th
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import DummyVecEnv
+from toy_envs import RiskyEnv
 
 from safe_envs import CostWrapper, GymnasiumVecEnv
 from safe_envs.vector_env import split_infos
-from sb3_cpo import CPO, PDO, evaluate_policy
+from sb3_cpo import CPO, PDO, CostMonitor, evaluate_policy
 from sb3_cpo.cost_signal import read_costs
 
 KWARGS = {"n_steps": 50, "batch_size": 50, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
@@ -127,3 +128,15 @@ def test_costs_may_be_tensors(tensor):
     env = CostWrapper(gym.make("CartPole-v1"), lambda: tensor([1.0, 2.0]))
     env.reset(seed=0)
     assert env.step(0)[4]["cost"].tolist() == [1.0, 2.0]
+
+
+def test_a_monitor_sums_costs_that_are_tensors_of_a_gpu():
+    class CostsOnTheGpu(RiskyEnv):
+        def step(self, action):
+            *others, _ = super().step(action)
+            return (*others, {"cost": OnTheGpu(1.5)})
+
+    env = CostMonitor(CostsOnTheGpu(length=3))
+    env.reset()
+    infos = [env.step(env.action_space.sample())[-1] for _ in range(3)]
+    assert infos[-1]["episode"]["cost"] == 4.5

@@ -11,10 +11,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common import env_util
-from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from safe_envs.monitor_rows import write_row
 from safe_envs.mujoco import vec_env_state
 from safe_envs.mujoco.task import BatchedTask, Episode
 from safe_envs.wrappers import MissingKey
@@ -329,17 +330,3 @@ class BatchVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         return [env_util.is_wrapped(self.envs[row], wrapper_class) for row in self._get_indices(indices)]
-
-
-def write_row(writer: ResultsWriter, episode: dict[str, Any]) -> None:
-    """
-    Write an episode into a monitor.csv; the columns that the file does not have are left out.
-
-    :raises OSError: the disk is full, ...; the message names the file
-    """
-    columns = writer.logger.fieldnames
-    try:
-        writer.write_row({key: value for key, value in episode.items() if key in columns})
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(error.errno, f"{writer.file_handler.name} could not be written: {reason}") from error

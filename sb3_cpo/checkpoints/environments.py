@@ -6,6 +6,7 @@ The state of environments, random generators and running sums of monitors includ
 ``SubprocVecEnv`` are asked through their ``CostMonitor``. Where it cannot be had, the episodes in progress are lost.
 """
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class EnvState(NamedTuple):
 def capture(env: VecEnv) -> EnvState:
     wrappers, vec_env = _split(env)
     layers = _layers(vec_env)
-    names = [[type(layer).__name__ for layer in [*wrappers, vec_env]], [type(layer).__name__ for layer in layers]]
+    names = _class_names([*wrappers, vec_env], layers)
     content = snapshot.capture(wrappers, (*_OF_INSIDE, *_OF_PLACE), {"vec_env": vec_env}, is_lenient=True)
     inside, problem = None, None
     try:
@@ -64,7 +65,7 @@ def restore(env: VecEnv, state: EnvState) -> bool:
         )
     wrappers, vec_env = _split(env)
     layers = _layers(vec_env)
-    names = [[type(layer).__name__ for layer in [*wrappers, vec_env]], [type(layer).__name__ for layer in layers]]
+    names = _class_names([*wrappers, vec_env], layers)
     if names != state.names:
         raise ValueError(f"the checkpoint is of the environment {_describe(state.names)}, env is {_describe(names)}")
     snapshot.restore(state.wrappers, wrappers, {"vec_env": vec_env})
@@ -75,6 +76,10 @@ def restore(env: VecEnv, state: EnvState) -> bool:
     for (index, name), generator in state.generators.items():
         setattr(layers[index], name, generator)
     return False
+
+
+def _class_names(*parts: Sequence[Any]) -> list[list[str]]:
+    return [[type(layer).__name__ for layer in part] for part in parts]
 
 
 def _describe(names: list[list[str]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 
+from safe_envs.monitor_rows import write_row
 from sb3_cpo.checkpoints.logs import cut_file
 from sb3_cpo.growing_results import GrowingResultsWriter
 
@@ -42,15 +43,16 @@ class EpisodeWriter(BaseCallback):
         return True
 
     def _write(self, episode: dict[str, Any]) -> None:
+        keys = [key for key in episode if key not in ("r", "l", "t")]
         if self.writer is None:
             header: dict[str, float | str] = {"t_start": self.start_time, "env_id": self.env_id}
-            self.writer = GrowingResultsWriter(self.folder, header, [key for key in episode if key not in ("r", "l", "t")])
-        elif any(key not in self.writer.logger.fieldnames for key in episode):
+            self.writer = GrowingResultsWriter(self.folder, header, keys)
+        elif not set(keys) <= set(self.writer.logger.fieldnames):
             # A cost that occurs for the first time was 0 before
-            self.writer.set_columns([key for key in episode if key not in ("r", "l", "t")], 0.0)
+            self.writer.set_columns(keys, 0.0)
         self.n_episodes += 1
         # The monitors have begun at different times
-        self.writer.write_row({**episode, "t": round(time.time() - self.start_time, 6)})
+        write_row(self.writer, {**episode, "t": round(time.time() - self.start_time, 6)})
 
     def _on_training_end(self) -> None:
         if self.writer is not None:
