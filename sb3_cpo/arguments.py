@@ -113,7 +113,7 @@ def check_arguments(arguments: dict[str, Any], n_envs: int | None) -> None:
     if cost_gae_gamma is not None and cost_gae_gamma > arguments["cost_gamma"]:
         raise ValueError(
             f"cost_gae_gamma must not exceed cost_gamma={arguments['cost_gamma']}, not {cost_gae_gamma}: the cost advantages "
-            "would answer for costs that J no longer counts"
+            "would include costs that J no longer counts"
         )
     if n_envs is not None:
         _check_batch(arguments, n_envs)

@@ -66,7 +66,7 @@ def of_violation(violation: np.ndarray) -> Row:
 
 
 def of_filter(filtered: FilteredCost) -> Row:
-    """What is believed of J, and its rise per update that no prediction holds."""
+    """The filtered J, and its estimated rise per update beyond the predicted change."""
     return {"train/ep_cost_filtered": filtered.mean, "train/cost_drift": filtered.drift}
 
 
