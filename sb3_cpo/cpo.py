@@ -92,7 +92,8 @@ class CPO(TrustRegionAlgorithm):
     :param n_noise_draws: Draws of random signs by which the noise of the gradients is measured: an update then expects of the
         costs only what episodes have in common, and J is filtered over updates. 0: the paper's, which trusts every batch
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors, or standard deviations of the filtered J
-        with the usual difference between actual and predicted change. 0 constrains the mean. None: 0.5; 0 where ``n_noise_draws`` is 0
+        with the usual difference between actual and predicted change. 0 constrains the mean. None: 0.5; 0 where
+        ``n_noise_draws`` is 0
     :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
         action), so that actual decreases smaller than the predicted ones cause no lasting excess. 0 is the paper's: no margin
     :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
