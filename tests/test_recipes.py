@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,36 @@ def test_first_programs_run_as_pasted(name, tmp_path, monkeypatch, capsys):
         exec(compile(program, name, "exec"), namespace)
     assert rollouts
     assert "cost" in capsys.readouterr().out or "README" in name
+
+
+# Pages with whole programs, whose blocks follow each other; the others show parts of programs
+PROGRAMS = [
+    *("environments.md", "theory.md"),
+    *(f"algorithms/{name}.md" for name in ("cost-shaping", "cpo", "fpo", "pdo", "trpo")),
+    *(
+        f"guide/{name}.md"
+        for name in ("callbacks", "choosing-limits", "evaluation", "logging", "own-environment", "safety-report")
+    ),
+]
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_programs_of_a_page_run(page, tmp_path, monkeypatch):
+    """One after the other as they stand; only training, evaluations and reports are cut short."""
+    learn = ConstrainedOnPolicyAlgorithm.learn
+    monkeypatch.setattr(ConstrainedOnPolicyAlgorithm, "learn", lambda model, *_, **kwargs: learn(model, 1, **kwargs))
+    monkeypatch.setattr("sb3_cpo.defaults.default_n_steps", lambda n_envs, max_episode_steps: 20)
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "a_test"}
+    for program in PYTHON_BLOCK.findall((ROOT / "docs" / page).read_text()):
+        imported = {name.partition(".")[0] for name in re.findall(r"^import (\S+)", program, flags=re.MULTILINE)}
+        if all(find_spec(name) is not None for name in imported):
+            short = (
+                re.sub(r"n_eval_episodes=\d+", "n_eval_episodes=1", program)
+                .replace(", 500,", ", 5,")
+                .replace("seed=1000351", "seed=1")
+            )
+            exec(compile(short, page, "exec"), namespace)
 
 
 def test_the_readme_shows_how_to_begin():
