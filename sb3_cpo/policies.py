@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import (
@@ -17,6 +18,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDict
 from torch import nn
 
+from sb3_cpo.action_range import RangeLinear, action_range
 from sb3_cpo.observation_normalizer import ObservationNormalizer, keep_outputs, normalized_keys
 from sb3_cpo.standardized_head import StandardizedLinear
 
@@ -32,6 +34,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
     The cost critic is fitted to standardised targets (an episode's cost may be 0.1 or 1000); :meth:`predict_cost_values` gives
     values in units of the cost.
 
+    :param log_std_init: Logarithm of the first standard deviation of the actions, in their unit, as in SB3. None: half of the
+        way from the centre of an action's range to its ends, and means begin at the centre and are learned in the unit of the
+        range. (With gSDE, and where actions have no range: SB3's.)
     :param n_costs: Number of constraints. The algorithm fills it in. With 0 there is no cost critic.
     :param normalize_observations: Standardise observations by their running mean and variance, which are part of the policy's
         parameters. The algorithm fills it in: it does where the observations are vectors and no ``VecNormalize`` does
@@ -44,6 +49,7 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         *args: Any,
+        log_std_init: float | None = None,
         n_costs: int = 0,
         normalize_observations: bool = False,
         standardize_returns: bool = False,
@@ -51,7 +57,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
     ):
         self.n_costs = n_costs
         self.standardize_returns = standardize_returns
+        self._has_std_by_range = log_std_init is None
         self.normalize_observations = normalize_observations and bool(normalized_keys(observation_space))
+        kwargs["log_std_init"] = 0.0 if log_std_init is None else log_std_init
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -64,10 +72,14 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             normalize_observations=self.normalize_observations,
             standardize_returns=self.standardize_returns,
         )
+        if self._has_std_by_range:
+            data["log_std_init"] = None
         return data
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        if self._has_std_by_range and isinstance(self.action_dist, DiagGaussianDistribution):
+            self._use_range_of_actions()
         if self.standardize_returns:
             head = StandardizedLinear(self.value_net.in_features, 1)
             # As SB3 has initialised it
@@ -88,6 +100,12 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             # All parameters in one pass: the critics take hundreds of small steps per update
             kwargs["fused"] = True
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+
+    def _use_range_of_actions(self) -> None:
+        centre, half_range, first_std = action_range(self.action_space)  # type: ignore[arg-type]
+        self.action_net: nn.Module = RangeLinear(self.action_net, centre, half_range)  # type: ignore[arg-type]
+        with th.no_grad():
+            self.log_std.copy_(first_std.log())
 
     def _normalize(self, extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.observation_normalizer(args[0]), *args[1:])
