@@ -60,7 +60,7 @@ def action_range(space: spaces.Box) -> ActionRange:
     # Bounds that stand for none are as large as a float can be
     largest = np.finfo(np.float32).max / 2
     is_bounded = (low > -largest) & (high < largest) & (high > low)
-    centre = np.where(is_bounded, (low + high) / 2, 0.0)
-    half_range = np.where(is_bounded, (high - low) / 2, 1.0)
+    low, high = np.where(is_bounded, low, -1.0), np.where(is_bounded, high, 1.0)
+    centre, half_range = (low + high) / 2, (high - low) / 2
     first_std = np.where(is_bounded, STD_OF_HALF_RANGE * half_range, 1.0)
     return ActionRange(*(th.as_tensor(part, dtype=th.float32) for part in (centre, half_range, first_std)))
