@@ -18,6 +18,10 @@ DRIFT_RATE = 0.15
 NEAR, TOLERATED = 3.0, 0.2
 # The trust region keeps at least this share
 LEAST_REGION = 0.1
+# Distance from the limit, in standard deviations of what is believed of J: at first, and at most; the share of rollouts near
+# the limit that may exceed it; step size by which the distance follows from those that do
+FIRST_CONFIDENCE, LARGEST_CONFIDENCE = 0.5, 3.0
+SHARE_OVER, CONFIDENCE_RATE = 0.15, 0.1
 
 
 class FilteredCost(NamedTuple):
@@ -82,8 +86,27 @@ def region_share(filtered: FilteredCost, limit: np.ndarray) -> float:
     :return: between LEAST_REGION and 1
     """
     unforeseen = np.sqrt(filtered.process_noise)
-    is_near = filtered.mean + filtered.drift + NEAR * np.sqrt(filtered.variance + filtered.process_noise) > limit
     tolerated = TOLERATED * np.maximum(np.abs(limit), np.abs(filtered.mean))
     shares = np.ones_like(unforeseen)
-    np.divide(tolerated**2, unforeseen**2, out=shares, where=is_near & (unforeseen > tolerated))
+    np.divide(tolerated**2, unforeseen**2, out=shares, where=is_near(filtered, limit) & (unforeseen > tolerated))
     return float(np.clip(shares, LEAST_REGION, 1.0).min(initial=1.0))
+
+
+def is_near(filtered: FilteredCost, limit: np.ndarray) -> np.ndarray:
+    """(n_costs,) whether the next rollout may exceed its limit."""
+    return filtered.mean + filtered.drift + NEAR * np.sqrt(filtered.variance + filtered.process_noise) > limit
+
+
+def adapt_confidence(confidence: np.ndarray, filtered: FilteredCost, mean: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """
+    The distance that J keeps from its limit, after one more rollout: more where too many rollouts exceed it, less where few do
+    (Gibbs and Candes, 2021, "Adaptive conformal inference under distribution shift"). In the long run, a share of SHARE_OVER
+    does, whatever the distribution of what an update changes unforeseen.
+
+    :param confidence: (n_costs,) in standard deviations
+    :param filtered: J, the rollout included
+    :param mean: (n_costs,) J of the rollout
+    :param limit: (n_costs,)
+    """
+    rise = CONFIDENCE_RATE * ((mean > limit) - SHARE_OVER)
+    return np.where(is_near(filtered, limit), np.clip(confidence + rise, 0.0, LARGEST_CONFIDENCE), confidence)

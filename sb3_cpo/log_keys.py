@@ -65,9 +65,13 @@ def of_violation(violation: np.ndarray) -> Row:
     return {"train/violation": violation}
 
 
-def of_filter(filtered: FilteredCost) -> Row:
-    """What is believed of J, and its rise per update that no prediction holds."""
-    return {"train/ep_cost_filtered": filtered.mean, "train/cost_drift": filtered.drift}
+def of_filter(filtered: FilteredCost, confidence: np.ndarray) -> Row:
+    """What is believed of J, its rise per update that no prediction holds, and the distance kept, in standard deviations."""
+    return {
+        "train/ep_cost_filtered": filtered.mean,
+        "train/cost_drift": filtered.drift,
+        "train/cost_confidence": confidence,
+    }
 
 
 def of_margin(margin: np.ndarray) -> Row:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sb3_cpo.cost_filter import FilteredCost, filter_cost, first_filtered_cost, region_share
+from sb3_cpo.cost_filter import FilteredCost, adapt_confidence, filter_cost, first_filtered_cost, region_share
 
 
 def simulate(n_updates, error=3.0, drift=0.0, sigma=1.0, unit=1.0, seed=0):
@@ -96,3 +96,37 @@ def test_a_limit_of_zero_and_a_problem_without_constraints_leave_a_region():
     assert region_share(FilteredCost(*[np.zeros(0)] * 4), np.zeros(0)) == 1
     busy = FilteredCost(np.array([1.0]), np.zeros(1), np.array([4.0]), np.zeros(1))
     assert region_share(busy, np.zeros(1)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("error", "sigma", "tail"), [(3.0, 1.0, False), (0.5, 6.0, False), (1.0, 3.0, True)])
+def test_the_distance_lets_a_given_share_of_rollouts_exceed_the_limit(error, sigma, tail):
+    rng = np.random.default_rng(1)
+    limit, j, confidence, filtered, predicted = np.array([25.0]), 20.0, np.array([0.5]), None, np.zeros(1)
+    over, means = [], []
+    for _ in range(6000):
+        mean, standard_error = np.array([j + rng.normal() * error]), np.array([error])
+        if filtered is None:
+            filtered = first_filtered_cost(mean, standard_error)
+        else:
+            filtered = filter_cost(filtered, predicted, mean, standard_error)
+        confidence = adapt_confidence(confidence, filtered, mean, limit)
+        over.append(mean[0] > limit[0])
+        means.append(mean[0])
+        distance = confidence * np.sqrt(filtered.variance + filtered.process_noise)
+        predicted = np.clip(limit - filtered.mean - filtered.drift - distance, -10, 10)
+        # An update may move J by much, once in a while, or by as much each time
+        unforeseen = rng.exponential(sigma) - sigma if tail else rng.normal() * sigma
+        j += float(predicted[0]) + unforeseen
+    assert np.mean(over[1000:]) == pytest.approx(0.15, abs=0.03)
+    assert 12 < np.mean(means[1000:]) < 25
+
+
+def test_the_distance_changes_only_near_the_limit_and_stays_in_its_bounds():
+    near = FilteredCost(np.array([24.0, 1.0]), np.ones(2), np.ones(2), np.zeros(2))
+    limit = np.array([25.0, 25.0])
+    confidence = adapt_confidence(np.array([0.5, 0.5]), near, np.array([26.0, 26.0]), limit)
+    np.testing.assert_allclose(confidence, [0.585, 0.5])
+    confidence = adapt_confidence(np.array([0.5, 0.5]), near, np.array([25.0, 25.0]), limit)
+    np.testing.assert_allclose(confidence, [0.485, 0.5])
+    np.testing.assert_allclose(adapt_confidence(np.array([3.0, 0.0]), near, np.array([26.0, 20.0]), limit), [3.0, 0.0])
+    np.testing.assert_allclose(adapt_confidence(np.array([0.0, 0.0]), near, np.array([24.0, 20.0]), limit), [0.0, 0.0])
