@@ -44,6 +44,23 @@ def read_costs(cost: Any) -> dict[str, Any]:
     return costs
 
 
+def check_single(env: Any, wrapper: str) -> None:
+    """
+    :raises TypeError: it is no environment of gymnasium; how to make one of it
+    """
+    if isinstance(env, gym.Env):
+        return
+    hint = ""
+    if isinstance(env, str):
+        hint = f": make it first, {wrapper}(gym.make({env!r}), ...)"
+    elif hasattr(env, "num_envs"):
+        hint = f": wrap each copy, make_vec_env(lambda: {wrapper}(gym.make(id), ...), n_envs=8)"
+    elif callable(env):
+        hint = f": call it, {wrapper}({getattr(env, '__name__', env)}(), ...)"
+    what = repr(env) if isinstance(env, str | type) else type(env).__name__
+    raise TypeError(f"{wrapper} wraps a gymnasium.Env, got {what}{hint}")
+
+
 class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """
     Any environment and a function: an environment with a cost.
@@ -87,6 +104,7 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
             total_key=total_key,
             cost_limit=cost_limit,
         )
+        check_single(env, type(self).__name__)
         super().__init__(env)
         self.cost_fn = cost_fn
         self.total_key = total_key
@@ -131,7 +149,16 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self.cost_fn is not None and self._arguments is not None:
             named = dict(zip(BY_NAME, values, strict=True))
             in_order = values[: len(IN_ORDER)] if self._arguments.is_positional else ()
-            return read_costs(self.cost_fn(*in_order, **{name: named[name] for name in self._arguments.names}))
+            try:
+                cost = self.cost_fn(*in_order, **{name: named[name] for name in self._arguments.names})
+            except KeyError as error:
+                error.add_note(f"cost_fn was called with an info that holds {', '.join(map(repr, info)) or 'nothing'}")
+                raise
+            if cost is None:
+                raise TypeError(
+                    f"cost_fn {self.cost_fn!r} returned None: it must return the cost of the step, 0.0 if there is none"
+                )
+            return read_costs(cost)
         if self.total_key is None:
             return {}
         if self.total_key not in info:
@@ -184,6 +211,7 @@ class ExceedanceCost(gym.Wrapper, gym.utils.RecordConstructorArgs):
         cost_key: str = "cost",
     ):
         gym.utils.RecordConstructorArgs.__init__(self, limit=limit, probability=probability, key=key, cost_key=cost_key)
+        check_single(env, type(self).__name__)
         super().__init__(env)
         if not np.isfinite(limit):
             raise ValueError(f"limit must be a finite number, got {limit}")

@@ -42,7 +42,7 @@ def main() -> None:
         cause = error.__cause__ or error
         sys.exit(
             f"sb3-cpo {name} needs packages that are not installed ({cause}): "
-            f"pip install 'sb3-cpo[{extra}]', in a clone pip install -e '.[{extra}]'"
+            f"in a clone of the repository, pip install -e '.[{extra}]'"
         )
     del sys.argv[1]
     command(prog=f"sb3-cpo {name}")

@@ -60,6 +60,14 @@ WHOLE_NUMBERS = (
     "n_cost_rollouts",
     "n_noise_draws",
 )
+# Parts that the user may bring
+PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "cost_shaping": (
+        lambda value: hasattr(value, "fit_to") and not isinstance(value, type),
+        "an object, sb3_cpo.FailurePredictor(horizon=20) for instance",
+    ),
+    "cost_estimator": (callable, "a function such as sb3_cpo.episode_costs.mean_cost"),
+}
 
 
 class OtherModel(ValueError):
@@ -69,13 +77,14 @@ class OtherModel(ValueError):
 def check_whole_numbers(arguments: dict[str, Any]) -> None:
     """
     :param arguments: by name; None: not chosen yet
-    :raises ValueError: a number of steps, of samples, ... is not whole
+    :raises ValueError: a number of steps, of samples, ... is not whole, or no number
     """
     for name in WHOLE_NUMBERS:
         value = arguments.get(name)
-        if isinstance(value, float | np.floating):
-            hint = f": write {int(value)}" if float(value).is_integer() else ""
-            raise ValueError(f"{name} must be a whole number, not {value}{hint}")
+        if value is None or callable(value) or (isinstance(value, int | np.integer) and not isinstance(value, bool)):
+            continue
+        is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
+        raise ValueError(f"{name} must be a whole number, not {value!r}{f': write {int(value)}' if is_whole else ''}")
 
 
 def check_arguments(arguments: dict[str, Any], n_envs: int | None) -> None:
@@ -94,6 +103,9 @@ def check_arguments(arguments: dict[str, Any], n_envs: int | None) -> None:
                 raise ValueError(f"{name} {rule.message}, not {value!r}{hint}")
             if not rule.holds(float(value)):
                 raise ValueError(f"{name} {rule.message}, not {value}")
+    for name, (is_part, example) in PARTS.items():
+        if arguments.get(name) is not None and not is_part(arguments[name]):
+            raise ValueError(f"{name} is {arguments[name]!r}: expected {example}")
     missing_cost = arguments.get("missing_cost", "error")
     if missing_cost not in ("error", "zero"):
         raise ValueError(f'missing_cost must be "error" or "zero", not {missing_cost!r}')
@@ -101,7 +113,7 @@ def check_arguments(arguments: dict[str, Any], n_envs: int | None) -> None:
     if cost_gae_gamma is not None and cost_gae_gamma > arguments["cost_gamma"]:
         raise ValueError(
             f"cost_gae_gamma must not exceed cost_gamma={arguments['cost_gamma']}, not {cost_gae_gamma}: the cost advantages "
-            "would answer for costs that J no longer counts"
+            "would include costs that J no longer counts"
         )
     if n_envs is not None:
         _check_batch(arguments, n_envs)

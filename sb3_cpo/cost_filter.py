@@ -1,7 +1,7 @@
 """
 The mean cost of an episode (J), filtered over updates: what an update was expected to change, and what the rollouts show.
 
-A rollout measures J with a standard error; an update whose predictions come true says how J has moved since the last rollout.
+A rollout measures J with a standard error; the predicted change of an update says how J has moved since the last rollout.
 A Kalman filter weighs one against the other. Its process noise, and a drift that no prediction holds (the second-order term of
 Corollary 2 of the paper), are learned from the difference between measurement and prediction. Numpy only.
 """
@@ -14,7 +14,7 @@ import numpy as np
 NOISE_RATE, LEAST_NOISE = 0.1, 0.05
 # Step size of the drift
 DRIFT_RATE = 0.15
-# Within so many standard deviations of the limit, an update may move J unforeseen by this share of the limit
+# Within so many standard deviations of the limit, actual and predicted changes of J may differ by this share of the limit
 NEAR, TOLERATED = 3.0, 0.2
 # The trust region keeps at least this share
 LEAST_REGION = 0.1
@@ -77,9 +77,9 @@ def filter_cost(
 
 def region_share(filtered: FilteredCost, limit: np.ndarray) -> float:
     """
-    The share of the trust region that leaves J within its limit for all that an update changes unforeseen.
+    The share of the trust region that leaves J within its limit for the usual difference between actual and predicted changes.
 
-    What is unforeseen grows with the region. Near a limit it should move J by no more than a fifth of the limit: there, the
+    That difference grows with the region. Near a limit it should be no more than a fifth of the limit: there, the
     region is made smaller; far below, J may move as it likes.
 
     :param limit: (n_costs,)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sb3_cpo.cost_env_report import CostEnvReport, CostSummary
+from sb3_cpo.mistakes import is_running_total
 
 
 class Episode(NamedTuple):
@@ -101,19 +102,11 @@ def _summarise(name: str, ended: Sequence[Episode], everything: Sequence[Episode
         highest=float(values.max()),
         mentioned_share=n_mentioned / len(values),
         nonzero_share=float(np.mean(values != 0)),
-        is_cumulative=_is_running_total(steps),
+        is_cumulative=is_running_total(steps),
         is_constant=bool(np.ptp(values) == 0),
         is_terminal=bool(len(ended) and len(not_last) and not not_last.any() and values.any()),
         registered_limit=limit,
     )
-
-
-def _is_running_total(steps: Sequence[np.ndarray]) -> bool:
-    """It never falls within an episode, rises more than once, and does not begin where the last episode ended or higher."""
-    rises = [np.diff(costs) for costs in steps if len(costs) > 1]
-    if not rises or any((rise < 0).any() for rise in rises):
-        return False
-    return max(int((rise > 0).sum()) for rise in rises) >= 2
 
 
 def _doubts(cost: CostSummary, n_episodes: int) -> list[tuple[str, str]]:

@@ -49,13 +49,15 @@ class CostLimits(NamedTuple):
         """
         # The last rollout usually goes beyond the end
         progress_remaining = min(max(progress_remaining, 0.0), 1.0)
-        values = [limit(progress_remaining) if callable(limit) else limit for limit in self.limits]
+        values = [_call(limit, progress_remaining) if callable(limit) else limit for limit in self.limits]
         for index, value in enumerate(values):
-            if not np.isfinite(value) and self.is_limited:
-                raise ValueError(
-                    f"cost_limit{self._place(index)} is {value} at progress_remaining={progress_remaining}: "
-                    "a limit must be a finite number"
-                )
+            try:
+                is_finite = bool(np.isfinite(value))
+            except (TypeError, ValueError):
+                is_finite = False
+            if not is_finite and self.is_limited:
+                when = f" at progress_remaining={progress_remaining}" if callable(self.limits[index]) else ""
+                raise ValueError(f"cost_limit{self._place(index)} is {value}{when}: a limit must be a finite number")
         return np.array(values, dtype=np.float64)
 
     def _place(self, index: int) -> str:
@@ -95,16 +97,32 @@ def _numbers(n_costs: int) -> tuple[str, ...]:
     return tuple(str(index) for index in range(n_costs)) if n_costs > 1 else ()
 
 
+def _call(limit: Callable[[float], float], progress_remaining: float) -> float:
+    try:
+        return limit(progress_remaining)
+    except TypeError as error:
+        error.add_note(
+            "A cost_limit that is a function gets one number, the remaining progress: 1 at the beginning, 0 at the end"
+        )
+        raise
+
+
 def _as_limit(value: Any, place: str) -> Limit:
-    if callable(value):
+    if callable(value) and not isinstance(value, type):
         return value
     try:
-        if isinstance(value, str):
+        if isinstance(value, str | bool):
             raise TypeError
         return float(value)
     except (TypeError, ValueError):
+        hint = ""
+        if isinstance(value, str) and value.startswith("lin_"):
+            hint = " (names of schedules are for the zoo: write stable_baselines3.common.utils.LinearSchedule(25.0, 5.0, 1.0))"
+        elif isinstance(value, str) and place:
+            hint = f" (names and limits are a mapping: cost_limit={{{value!r}: limit}})"
         raise ValueError(
             f"cost_limit{place} is {value!r}: expected a number, or a function of the remaining progress that returns one"
+            + hint
         ) from None
 
 

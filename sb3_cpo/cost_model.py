@@ -28,7 +28,7 @@ from sb3_cpo.cost_signal import CostSignal
 from sb3_cpo.defaults import default_env, fill_in
 from sb3_cpo.env_facts import max_episode_steps, registered_cost_limit
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
-from sb3_cpo.mistakes import check_dictionaries, check_env, check_policy
+from sb3_cpo.mistakes import check_dictionaries, check_env, check_policy, other_algorithm, other_number_of_costs
 from sb3_cpo.monitor import with_cost_monitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy, parameters_that_fit
 
@@ -126,13 +126,14 @@ class CostModel(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         n_steps_limit = None if self.env is None or self.n_steps is not None else max_episode_steps(self.env)
+        # First: a file of another algorithm has other arguments, too
+        check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
         check_whole_numbers(vars(self))
         if self.policy_class is MultiInputPolicy and "features_extractor_class" not in self.policy_kwargs:
             check_dictionaries(self.observation_space)
         n_copies = None if self.env is None else self.env.num_envs * distributed.world_size()
         fill_in(vars(self), n_copies, n_steps_limit, self.action_space)
         check_arguments(vars(self), n_copies)
-        check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
         # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call
         if self.cost_limit is None and self.takes_registered_limit and self.env is not None:
             vars(self)["cost_limit"] = registered_cost_limit(self.env)
@@ -142,7 +143,7 @@ class CostModel(OnPolicyAlgorithm):
         ledger = self.__dict__.get("ledger")
         if ledger is not None and self.has_cost_critic and ledger.n_costs != self.n_costs:
             error_class = ValueError if ledger.n_costs else OtherModel
-            raise error_class(f"cost_limit has {self.n_costs} entries, but this model was trained with {ledger.n_costs}")
+            raise error_class(other_number_of_costs(self.n_costs, ledger.n_costs))
         if ledger is None or not ledger.counts(self.cost_limits.keys, self.n_costs):
             self._forget_costs()
         self._cost_signal = CostSignal(self.cost_limits.keys, self.n_costs, self.missing_cost)
@@ -247,11 +248,7 @@ class CostModel(OnPolicyAlgorithm):
         except (OtherModel, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "key(s) in state_dict" not in str(error):
                 raise
-            raise ValueError(
-                f"{path} does not hold a model of {cls.__name__}. If it is another algorithm's, PPO's or TRPO's for instance, "
-                f"begin with its actor and reward critic: model = {cls.__name__}(...), then "
-                f"model.set_parameters({path!r}, exact_match=False). ({error})"
-            ) from error
+            raise ValueError(other_algorithm(cls.__name__, path, error)) from error
         if model.has_cost_critic and model.n_costs > 0 and "cost_limit" in kwargs and model.safety.n_updates == 0:
             model.policy.reset_cost_critic()  # type: ignore[operator]
         return model

@@ -20,7 +20,7 @@ from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.env_facts import check_finite, episode_length, innermost, is_wrapped, name_env, notice_resets
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.log_keys import Row
-from sb3_cpo.mistakes import explain_step, warn_of_negative_limits
+from sb3_cpo.mistakes import explain_step, warn_of_negative_limits, warn_of_running_totals
 
 # Fewer episodes in a rollout are worth a warning
 FEW_EPISODES = 10
@@ -218,6 +218,7 @@ class CostRollouts(CostModel):
             )
         if is_known and before is None:
             warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits.names)
+            warn_of_running_totals(buffer.costs, buffer.episode_ends, self.cost_limits.names)
         ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches

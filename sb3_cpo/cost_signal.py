@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from sb3_cpo.cost_limits import MAX_COSTS
+
 # Networks compute in float32, whose largest number is 3e38, and square sums of costs
 LARGEST_COST = 1e15
 # What to do about costs that are not as they should be
@@ -140,6 +142,14 @@ def _read_one_by_one(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | N
     return np.concatenate(values).reshape(len(infos), n_costs)
 
 
+def _advice(key: str, array: np.ndarray) -> str:
+    """What to write where a cost is an array and is not limited as one."""
+    if array.ndim != 1 or not 1 < array.size <= MAX_COSTS:
+        return ""
+    limits = f"cost_limit=[{', '.join(['limit'] * array.size)}]"
+    return f". A limit for each entry: {limits}" if key == "cost" else f". Put it into info['cost'], and write {limits}"
+
+
 def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | None, n_costs: int) -> NoReturn:
     expected_shape = () if keys is not None or n_costs == 1 else (n_costs,)
     for index, info in enumerate(infos):
@@ -147,14 +157,17 @@ def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | 
             value = info[key]
             place = f"info[{key!r}] of environment {index}"
             try:
-                array = as_array(value, np.float64)
+                # numpy makes NaN of None
+                array = as_array("None" if value is None else value, np.float64)
             except (TypeError, ValueError, RuntimeError) as error:
                 hint = ": detach it" if isinstance(error, RuntimeError) else ""
                 raise ValueError(f"{place} is {value!r}: expected a number{hint} ({CHECK})") from None
             if array.size != (1 if keys is not None else n_costs):
+                entries = "entry" if n_costs == 1 else "entries"
+                has = "a named cost is one number" if keys is not None else f"cost_limit has {n_costs} {entries}"
+                advice = _advice(key, array)
                 raise ValueError(
-                    f"cost_limit has {n_costs} {'entry' if n_costs == 1 else 'entries'} but {place} has shape {array.shape}: "
-                    f"expected shape {expected_shape} ({CHECK})"
+                    f"{has}, but {place} has shape {array.shape}: expected shape {expected_shape}{advice} ({CHECK})"
                 )
             if not np.isfinite(array).all():
                 raise ValueError(f"{place} is {value}: costs must be finite ({CHECK})")

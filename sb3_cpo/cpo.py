@@ -29,7 +29,7 @@ from sb3_cpo.trust_region import TrustRegionStep
 from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
 from sb3_cpo.watchdog import Watchdog
 
-# An action answers for the costs of the next hundred steps
+# An action is held responsible for the costs of the next hundred steps
 COST_GAE_GAMMA = 0.99
 
 
@@ -93,14 +93,14 @@ class CPO(TrustRegionAlgorithm):
         ``cost_gamma`` itself, as in the paper, where ``n_noise_draws`` is 0
     :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
         paper's. With few episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by
-        importance ratios, lend it theirs
+        importance ratios, average it out
     :param n_noise_draws: Draws of random signs by which the noise of the gradients is measured: an update then expects of the
         costs only what episodes have in common, and J is filtered over updates. 0: the paper's, which trusts every batch
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors, or standard deviations of the filtered J
-        with what an update may change unforeseen. 0 constrains the mean. None: as much as leaves 15 % of the rollouts near the
-        limit above it, learned in training; 0 where ``n_noise_draws`` is 0
+        with the usual difference between actual and predicted change. 0 constrains the mean. None: so much that 15 % of the
+        rollouts near the limit exceed it, learned in training; 0 where ``n_noise_draws`` is 0
     :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
-        action), so that what every update fails to deliver does not become a lasting excess. 0 is the paper's: no margin
+        action), so that actual decreases smaller than the predicted ones cause no lasting excess. 0 is the paper's: no margin
     :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
     :param cost_shaping: A ``FailurePredictor`` that adds a bonus to the costs before they occur, or None
     :param missing_cost: What a step without cost means: "error", or "zero" for environments that only mention costs

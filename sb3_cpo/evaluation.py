@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo.cost_limits import CostLimits
 from sb3_cpo.cost_signal import CostSignal, MissingCost
+from sb3_cpo.mistakes import check_env, check_model
 
 
 class EpisodeCostRecorder:
@@ -143,6 +144,8 @@ def evaluate_policy(
     """
     if env is None:
         raise ValueError("env is None: a model that was loaded without an environment has none; make one for the evaluation")
+    check_model(model)
+    check_env(env)
     recorder = EpisodeCostRecorder.for_model(model, cost_keys)
 
     def record(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:

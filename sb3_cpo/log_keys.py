@@ -66,7 +66,7 @@ def of_violation(violation: np.ndarray) -> Row:
 
 
 def of_filter(filtered: FilteredCost, confidence: np.ndarray) -> Row:
-    """What is believed of J, its rise per update that no prediction holds, and the distance kept, in standard deviations."""
+    """The filtered J, its estimated rise per update beyond the predicted change, and the distance kept from the limit."""
     return {
         "train/ep_cost_filtered": filtered.mean,
         "train/cost_drift": filtered.drift,

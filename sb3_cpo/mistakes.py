@@ -113,8 +113,9 @@ def check_policy(policy: Any, aliases: Iterable[str]) -> None:
     known = ", ".join(f'"{alias}"' for alias in aliases)
     if isinstance(policy, str):
         if policy not in aliases:
-            close = get_close_matches(policy, aliases, n=1)
-            hint = f'; did you mean "{close[0]}"?' if close else ""
+            close = [alias for alias in aliases if policy and policy.lower() in alias.lower()]
+            close = get_close_matches(policy, aliases, n=1) or close
+            hint = f'; did you mean "{close[0]}"?' if len(close) == 1 else ""
             if policy in gym.registry:
                 hint = f'; {policy!r} is an environment, which comes second: ("MlpPolicy", {policy!r}, ...)'
             elif "lstm" in policy.lower():
@@ -160,6 +161,53 @@ def check_env(env: Any) -> None:
         raise TypeError(f"the environment is an object of {type(env).__name__}, which does not derive from gymnasium.Env")
 
 
+def other_algorithm(name: str, path: Any, error: Exception) -> str:
+    """
+    What to say where a file is not that of the algorithm with this name.
+
+    :param error: what is wrong with it
+    """
+    return (
+        f"{path} does not hold a model of {name}. If it is another algorithm's, PPO's or TRPO's for instance, begin with its "
+        f"actor and reward critic: model = {name}(...), then model.set_parameters({path!r}, exact_match=False). ({error})"
+    )
+
+
+def other_number_of_costs(n_costs: int, n_costs_of_model: int) -> str:
+    """What to say where a loaded model has another number of costs than ``cost_limit``."""
+    return (
+        f"cost_limit has {n_costs} {'entry' if n_costs == 1 else 'entries'}, but this model was trained with "
+        f"{n_costs_of_model}: its cost critic has an output for each. A new model can take over the rest: "
+        "set_parameters(..., exact_match=False)"
+    )
+
+
+def check_model(model: Any) -> None:
+    """
+    :param model: what the user gave to be evaluated
+    :raises TypeError: it cannot predict
+    """
+    if isinstance(model, str) or not hasattr(model, "predict"):
+        hint = ": the model comes first, the environment second" if isinstance(model, gym.Env | VecEnv) else ""
+        hint = f": load it first, CPO.load({model!r})" if isinstance(model, str) else hint
+        raise TypeError(f"the model is an object of {type(model).__name__}, which has no predict(){hint}")
+
+
+def check_learn(total_timesteps: Any, callback: Any) -> None:
+    """
+    :raises TypeError: what ``learn`` got is no number, or no callback
+    """
+    if isinstance(total_timesteps, str) or not np.isreal(total_timesteps):
+        raise TypeError(f"total_timesteps must be a number of steps, not {total_timesteps!r}")
+    for part in callback if isinstance(callback, list) else [callback]:
+        if isinstance(part, type):
+            raise TypeError(f"callback is the class {part.__name__}: pass an object, {part.__name__}(...)")
+
+
+class WrongReset(TypeError):
+    """An environment's ``reset`` does not return an observation and an info."""
+
+
 class WrongStep(ValueError):
     """An environment's ``step`` returns another number of values than five."""
 
@@ -192,12 +240,48 @@ def explain_step(error: Exception) -> None:
 def explain_reset(error: TypeError) -> None:
     """
     :param error: what was raised while an environment was reset
-    :raises TypeError: if its cause is a ``reset`` of OpenAI Gym
+    :raises WrongReset: if its cause is a ``reset`` of OpenAI Gym
     """
     if "reset() got an unexpected keyword argument 'seed'" in str(error):
-        raise TypeError(
+        raise WrongReset(
             f"{error}: gymnasium's environments have reset(self, *, seed=None, options=None), which returns (obs, info)"
         ) from error
+
+
+def warn_of_running_totals(costs: np.ndarray, ends: np.ndarray, names: Sequence[str]) -> None:
+    """
+    Warn of costs that only grow within every episode, as a count of all collisions so far does.
+
+    :param costs: (n_steps, n_envs, n_costs) of the first rollout
+    :param ends: (n_steps, n_envs), whether an episode ended in that step
+    :param names: of the constraints; empty for a single unnamed one
+    """
+    for index in range(costs.shape[2]):
+        episodes = [
+            episode
+            for copy in range(costs.shape[1])
+            for episode in np.split(costs[:, copy, index], np.flatnonzero(ends[:, copy]) + 1)
+        ]
+        if is_running_total(episodes):
+            key = repr(names[index]) if names else "'cost'"
+            place = f"info['cost'][{index}]" if names and names[index].isdigit() else f"info[{key}]"
+            warnings.warn(
+                f"{place} never fell within an episode of the first rollout, as a running total does not: the limit bounds "
+                "the sum over the steps, which counts a total again and again. If it is one, "
+                f"safe_envs.CostWrapper(env, total_key={key}) makes it a cost per step (sb3_cpo.check_cost_env shows more)"
+            )
+
+
+def is_running_total(episodes: Iterable[np.ndarray]) -> bool:
+    """
+    Whether costs look like totals: they never fall within an episode, and rise more than once in one.
+
+    :param episodes: (n_steps,) each
+    """
+    rises = [np.diff(costs) for costs in episodes if len(costs) > 1]
+    if not rises or any((rise < 0).any() for rise in rises):
+        return False
+    return max(int((rise > 0).sum()) for rise in rises) >= 2
 
 
 def warn_of_negative_limits(limit: np.ndarray, costs: np.ndarray, names: Sequence[str]) -> None:

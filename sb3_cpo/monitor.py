@@ -18,7 +18,7 @@ from sb3_cpo.checkpoints import environments
 from sb3_cpo.cost_limits import MAX_COSTS
 from sb3_cpo.cost_signal import as_array
 from sb3_cpo.growing_results import GrowingResultsWriter
-from sb3_cpo.mistakes import explain_reset, explain_step
+from sb3_cpo.mistakes import WrongReset, explain_reset, explain_step
 
 
 class CostMonitor(Monitor[ObsType, ActType]):
@@ -80,10 +80,15 @@ class CostMonitor(Monitor[ObsType, ActType]):
     def reset(self, **kwargs: Any) -> tuple[ObsType, dict[str, Any]]:
         self.episode_costs = {}
         try:
-            return super().reset(**kwargs)
+            result: Any = super().reset(**kwargs)
         except TypeError as error:
             explain_reset(error)
             raise
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise WrongReset(
+                f"reset of {self.env} must return (obs, info), as gymnasium's environments do; it returned {result!r:.200}"
+            )
+        return result
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
         # The row waits for the costs
@@ -192,7 +197,16 @@ def make_vec_env(
     SB3's ``make_vec_env`` with a :class:`CostMonitor` where SB3 has a ``Monitor``; same arguments.
 
     ``vec_env_cls=BatchVecEnv`` steps all copies of one of our tasks at once.
+
+    :raises TypeError: ``env_id`` is an environment that is made already, or ``vec_env_cls`` no class
     """
+    if not isinstance(env_id, str) and not callable(env_id):
+        raise TypeError(
+            f"make_vec_env makes the copies: pass the id, or a function that makes one, lambda: {type(env_id).__name__}(...), "
+            "not an environment"
+        )
+    if isinstance(vec_env_cls, str):
+        raise TypeError(f"vec_env_cls is {vec_env_cls!r}: pass the class, DummyVecEnv, SubprocVecEnv or safe_envs.BatchVecEnv")
 
     def make_env(rank: int) -> gym.Env:
         if isinstance(env_id, str):

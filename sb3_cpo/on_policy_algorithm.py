@@ -21,6 +21,7 @@ from sb3_cpo.env_facts import is_wrapped
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
+from sb3_cpo.mistakes import check_learn
 from sb3_cpo.monitor import CostMonitor
 
 SelfConstrainedOnPolicyAlgorithm = TypeVar("SelfConstrainedOnPolicyAlgorithm", bound="ConstrainedOnPolicyAlgorithm")
@@ -196,6 +197,7 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfConstrainedOnPolicyAlgorithm:
+        check_learn(total_timesteps, callback)
         self._log_interval = log_interval
         try:
             super().learn(

@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_cpo.env_facts import env_id, innermost
+from sb3_cpo.mistakes import check_env
 from sb3_cpo.monitor import make_vec_env, with_cost_monitor
 
 
@@ -60,7 +61,7 @@ def _refuse_training_env(model: BaseAlgorithm, env: Any) -> None:
     training = model.get_env()
     if training is None or isinstance(env, str):
         return
-    inner, trained = innermost(env) if isinstance(env, VecEnv) else env.unwrapped, innermost(training)
+    inner, trained = innermost(env) if isinstance(env, VecEnv) else getattr(env, "unwrapped", env), innermost(training)
     copies = [getattr(copy, "unwrapped", copy) for copy in getattr(trained, "envs", ())]
     if inner is trained or any(inner is copy for copy in copies):
         raise ValueError(
@@ -74,6 +75,7 @@ def _open(env: GymEnv | str, env_kwargs: Mapping[str, Any]) -> VecEnv:
     if isinstance(env, str):
         # Without a seed, SB3 draws one from the random numbers of the training
         return make_vec_env(env, seed=0, env_kwargs=dict(env_kwargs))
+    check_env(env)
     monitored: Any = with_cost_monitor(env)
     return monitored if isinstance(monitored, VecEnv) else DummyVecEnv([lambda: monitored])
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sb3_cpo.constraint_report import ConstraintReport
 
-INSTALL = "{} needs packages that are not installed ({}): pip install 'sb3-cpo[report]', in a clone pip install -e '.[report]'"
+INSTALL = "{} needs packages that are not installed ({}): in a clone of the repository, pip install -e '.[report]'"
 PACKAGES = ("sb3-cpo", "stable-baselines3", "gymnasium", "mujoco", "numpy", "scipy", "torch")
 
 

@@ -8,13 +8,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from toy_envs import ScriptedEnv
 
 from safe_envs import CostWrapper, SixTupleWrapper
-from sb3_cpo import CPO, FPO, PDO, TRPO, evaluate_policy, make_vec_env
+from sb3_cpo import CPO, FPO, PDO, TRPO, CostEvalCallback, evaluate_policy, make_vec_env, safety_report
 from sb3_cpo.mistakes import ELSEWHERE, HERE
 
 SMALL = {"net_arch": [8]}
@@ -334,3 +334,150 @@ def test_correct_programs_are_left_alone():
     model = CPO(policy="MlpPolicy", env=ScriptedEnv(), cost_limit=5.0, **KWARGS)
     model.learn(16)
     assert model.num_timesteps == 16
+
+
+# What comes from all over: found by typing it
+
+
+class ResetWithoutInfo(Plain):
+    """Its observation has as many entries as gymnasium's ``reset`` has values."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset()[0]
+
+
+class Total(gym.Wrapper):
+    def reset(self, **kwargs):
+        self.total = 0.0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        self.total += 1.0
+        return *rest, {**info, "cost": self.total, "cost_total": self.total}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("n_steps", "2048", "n_steps must be a whole number, not '2048'"),
+        ("batch_size", True, "batch_size must be a whole number, not True"),
+        ("cost_shaping", True, r"cost_shaping is True: expected an object, sb3_cpo.FailurePredictor\(horizon=20\)"),
+        ("cost_estimator", "mean", "cost_estimator is 'mean': expected a function"),
+        ("cost_limit", "lin_25_5", r"names of schedules are for the zoo: write .*LinearSchedule"),
+        ("cost_limit", ["cost_a", "cost_b"], r"names and limits are a mapping: cost_limit=\{'cost_a': limit\}"),
+        ("cost_limit", True, "cost_limit is True: expected a number"),
+        ("cost_limit", float("nan"), "^cost_limit is nan: a limit must be a finite number"),
+        ("cost_limit", lambda progress: None, "cost_limit is None at progress_remaining=1.0: a limit must be a finite"),
+    ],
+)
+def test_more_values(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        CPO("MlpPolicy", env(), **{"cost_limit": 1.0, **KWARGS, name: value})
+
+
+def test_a_schedule_with_two_parameters():
+    with pytest.raises(TypeError) as raised:
+        CPO("MlpPolicy", env(), lambda step, progress: 1.0, **KWARGS)
+    assert "the remaining progress" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize("policy", ["mlp", "MlpPolicies", "cnn", "MultiInput"])
+def test_short_names_of_policies(policy):
+    with pytest.raises(ValueError, match=r'did you mean "(Mlp|Cnn|MultiInput)Policy"'):
+        CPO(policy, env(), 5.0, **KWARGS)
+
+
+def test_a_reset_without_info():
+    with pytest.raises(TypeError, match=r"reset of .* must return \(obs, info\).*it returned array"):
+        learn(ResetWithoutInfo())
+
+
+@pytest.mark.parametrize(
+    ("value", "cost_limit", "message"),
+    [
+        (None, 5.0, r"info\['cost'\] of environment 0 is None: expected a number"),
+        (np.zeros(2), 5.0, r"cost_limit has 1 entry, but .*\(2,\).*A limit for each entry: cost_limit=\[limit, limit\]"),
+        (np.zeros(2), {"cost": 5.0}, r"a named cost is one number, but info\['cost'\].*\(2,\).*cost_limit=\[limit, limit\]"),
+        (np.zeros(100), 5.0, r"shape \(100,\): expected shape \(\) \("),
+    ],
+)
+def test_costs_of_other_shapes(value, cost_limit, message):
+    class Costs(gym.Wrapper):
+        def step(self, action):
+            *rest, info = super().step(action)
+            return *rest, {**info, "cost": value}
+
+    with pytest.raises(ValueError, match=message):
+        learn(Costs(Plain()), cost_limit)
+
+
+@pytest.mark.parametrize(
+    ("key", "cost_limit", "total_key"), [("cost", 5.0, "'cost'"), ("cost_total", {"cost_total": 5.0}, "'cost_total'")]
+)
+def test_a_running_total_is_noticed_in_training(key, cost_limit, total_key):
+    with pytest.warns(UserWarning, match=rf"info\['{key}'\] never fell .*CostWrapper\(env, total_key={total_key}\)"):
+        learn(Total(Plain()), cost_limit)
+
+
+@pytest.mark.filterwarnings("error:.*running total.*")
+def test_a_cost_in_every_step_and_a_total_that_is_told_of_are_none():
+    learn(env())
+    learn(CostWrapper(Total(Plain()), total_key="cost"))
+
+
+def test_cost_functions():
+    with pytest.raises(TypeError, match=r"cost_fn .* returned None: it must return the cost of the step"):
+        learn(env(lambda: None))
+    with pytest.raises(KeyError) as raised:
+        learn(CostWrapper(Plain(), lambda info: info["speed"]))
+    assert "cost_fn was called with an info that holds nothing" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("CartPole-v1", r"make it first, CostWrapper\(gym.make\('CartPole-v1'\)"),
+        (Plain, r"call it, CostWrapper\(Plain\(\)"),
+        (DummyVecEnv([Plain]), r"got DummyVecEnv: wrap each copy"),
+    ],
+    ids=["id", "class", "vec_env"],
+)
+def test_what_a_wrapper_cannot_wrap(wrong, message):
+    with pytest.raises(TypeError, match=message):
+        CostWrapper(wrong, lambda: 1.0)
+
+
+def test_evaluations_of_the_wrong_things(tmp_path):
+    model = CPO("MlpPolicy", env(), 5.0, **KWARGS)
+    for evaluate in (
+        lambda wrong: evaluate_policy(model, wrong),
+        CostEvalCallback,
+        lambda wrong: safety_report(model, wrong, 2),
+    ):
+        with pytest.raises(TypeError, match=r"the environment is Plain, which makes one: call it, Plain\(\)"):
+            evaluate(Plain)
+    with pytest.raises(TypeError, match="the model comes first, the environment second"):
+        evaluate_policy(env(), model)
+    with pytest.raises(TypeError, match=r"load it first, CPO.load\('cpo.zip'\)"):
+        evaluate_policy("cpo.zip", env())
+
+
+def test_calls_of_learn_and_make_vec_env():
+    model = CPO("MlpPolicy", env(), 5.0, **KWARGS)
+    with pytest.raises(TypeError, match="total_timesteps must be a number of steps, not '1e5'"):
+        model.learn("1e5")
+    with pytest.raises(TypeError, match=r"the class CostEvalCallback: pass an object, CostEvalCallback\(...\)"):
+        model.learn(16, callback=[CostEvalCallback])
+    with pytest.raises(TypeError, match=r"a function that makes one, lambda: Plain\(...\)"):
+        make_vec_env(Plain(), n_envs=2)
+    with pytest.raises(TypeError, match="vec_env_cls is 'subproc': pass the class"):
+        make_vec_env(Plain, n_envs=2, vec_env_cls="subproc")
+    model.learn(1.6e1)
+    assert model.num_timesteps == 16
+
+
+def test_a_file_of_an_off_policy_algorithm(tmp_path):
+    SAC("MlpPolicy", ScriptedEnv(), buffer_size=10, device="cpu", policy_kwargs=SMALL).save(tmp_path / "sac")
+    with pytest.raises(ValueError, match=r"sac does not hold a model of CPO"):
+        CPO.load(tmp_path / "sac", env=ScriptedEnv())

@@ -389,5 +389,5 @@ def test_model_card_is_one_that_the_hub_reads(tmp_path):
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sb3_cpo.constraint_report", None)
-    with pytest.raises(ImportError, match=r"safety_report needs packages.*pip install 'sb3-cpo\[report\]'"):
+    with pytest.raises(ImportError, match=r"safety_report needs packages.*pip install -e '\.\[report\]'"):
         report()

@@ -23,7 +23,7 @@ def policy_iteration(cmdp: TabularCMDP, rewards: np.ndarray) -> np.ndarray:
 
 
 class Optimum(NamedTuple):
-    """The best policy that respects every limit, and the return that a unit more of each limit would buy."""
+    """The best policy that respects every limit, and the return that a unit more of each limit would add."""
 
     policy: np.ndarray  # (n_states, n_actions)
     ep_rew_mean: float
@@ -44,7 +44,7 @@ def solve_cmdp(cmdp: TabularCMDP) -> Optimum | None:
     try:
         from scipy.optimize import linprog
     except ImportError as error:
-        raise ImportError("The optimum of a tabular CMDP needs scipy: pip install 'sb3-cpo[plot]'") from error
+        raise ImportError("The optimum of a tabular CMDP needs scipy: pip install scipy") from error
     n_states, n_actions = cmdp.rewards.shape
     arrivals = cmdp.gamma * cmdp.transitions.reshape(-1, n_states).T
     flow = np.repeat(np.eye(n_states), n_actions, axis=1) - arrivals
@@ -81,7 +81,7 @@ def trust_region_update(cmdp: TabularCMDP, old: np.ndarray, target_kl: float) ->
     try:
         from scipy.optimize import minimize
     except ImportError as error:
-        raise ImportError("The exact trust-region update needs scipy: pip install 'sb3-cpo[plot]'") from error
+        raise ImportError("The exact trust-region update needs scipy: pip install scipy") from error
     worth = evaluate(cmdp, old)
     slack = (cmdp.cost_limit - worth.ep_cost_mean) / worth.ep_len_mean
     if slack.min(initial=0.0) < -1e-12:

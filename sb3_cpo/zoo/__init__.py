@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"The zoo needs packages that are not installed ({error}): "
-        "pip install 'sb3-cpo[zoo]', in a clone pip install -e '.[zoo]'"
+        "in a clone of the repository, pip install -e '.[zoo]'"
     ) from error
 
 from functools import partial
