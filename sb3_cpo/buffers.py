@@ -97,6 +97,8 @@ class CostRolloutBuffer(RolloutBuffer):
     """(n_steps, n_envs) whether the episode that ends here was played to its end"""
     monitor_lengths: np.ndarray
     """(n_steps, n_envs) length that a monitor reports of the episode that the step ended; 0: none"""
+    was_reset_after: np.ndarray
+    """(n_steps,) whether somebody else has reset the environments after the step"""
     cost_discounts: np.ndarray
     """(n_steps, n_envs, 1) what the step's cost weighs in a discounted J"""
     episodes: np.ndarray
@@ -133,7 +135,7 @@ class CostRolloutBuffer(RolloutBuffer):
     def set_n_costs(self, n_costs: int) -> None:
         """Make room for another number of costs; those that are here are lost, the ends of episodes are not."""
         self.n_costs = n_costs
-        names = ("episode_ends", "is_counted", "monitor_lengths", "cut_at_time_limit")
+        names = ("episode_ends", "is_counted", "monitor_lengths", "was_reset_after", "cut_at_time_limit")
         kept = {name: self.__dict__[name] for name in names}
         self._reset_costs()
         self.__dict__.update(kept)
@@ -150,6 +152,7 @@ class CostRolloutBuffer(RolloutBuffer):
         self.episode_ends = np.zeros(shape[:2], dtype=bool)
         self.is_counted = np.zeros(shape[:2], dtype=bool)
         self.monitor_lengths = np.zeros(shape[:2], dtype=np.int64)
+        self.was_reset_after = np.zeros(self.buffer_size, dtype=bool)
         self.cost_discounts = np.ones((*shape[:2], 1))
 
     @property
@@ -168,6 +171,7 @@ class CostRolloutBuffer(RolloutBuffer):
         self.costs[self.pos] = costs
         self.is_counted[self.pos] = dones
         self.episode_ends[self.pos] = dones | self.was_reset_outside
+        self.was_reset_after[self.pos] = self.was_reset_outside
         self.was_reset_outside = False
         for index, length in monitor_lengths.items():
             self.monitor_lengths[self.pos, index] = length

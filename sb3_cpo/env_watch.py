@@ -36,7 +36,7 @@ class EnvWatch:
         self._largest = LARGEST_COST if self._inner is env else float(np.finfo(np.float64).max)
         self._num_timesteps = num_timesteps
         self.is_step_lost = False
-        """Whether a step was interrupted: the environments have taken it, or some of them, and nobody has seen it."""
+        """Whether a step is under way, or was interrupted: the environments have taken it, or some, and nobody has seen it."""
 
     def __enter__(self) -> "EnvWatch":
         inner: Any = self._inner
