@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cpo import critics, distributed, log_keys
+from sb3_cpo import critics, distributed, log_keys, rollout_loop
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.cost_ledger import Ends
@@ -70,7 +70,10 @@ class CostRollouts(CostModel):
 
         try:
             with notice_resets(env, on_reset), watch:
-                is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+                if rollout_loop.fits(self):
+                    is_complete = rollout_loop.collect(self, env, callback, rollout_buffer, n_rollout_steps)
+                else:
+                    is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
             elif rollout_buffer.on_full is not None:

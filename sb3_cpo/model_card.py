@@ -22,8 +22,9 @@ from sb3_cpo import {algorithm}
 model = {algorithm}.load(load_from_hub("user/{name}", "{filename}"))
 ```
 
-In a clone of sb3-cpo, `pip install -e ".[report]"` brings both packages. Loading a model runs code that its file contains: only load files that you
-trust. What its episodes cost, and with which confidence, is below; the numbers behind it are in `report.json`.
+In a clone of sb3-cpo, `pip install -e ".[report]"` brings both packages. Loading a model runs code that its
+file contains: only load files that you trust. What its episodes cost, and with which confidence, is
+below; the numbers behind it are in `report.json`.
 """
 
 

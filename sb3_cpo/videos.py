@@ -229,7 +229,9 @@ def write_video(frames: Sequence[np.ndarray], path: str, fps: float) -> None:
     try:
         from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
     except ImportError as error:
-        raise ImportError("Videos need moviepy: pip install moviepy, or in a clone of the repository pip install -e '.[video]'") from error
+        raise ImportError(
+            "Videos need moviepy: pip install moviepy, or in a clone of the repository pip install -e '.[video]'"
+        ) from error
     if not frames:
         raise ValueError(f"no frames to write to {path}: the episodes ended in their first step")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

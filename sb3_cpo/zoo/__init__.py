@@ -12,8 +12,7 @@ try:
     import rl_zoo3.utils
 except ImportError as error:
     raise ImportError(
-        f"The zoo needs packages that are not installed ({error}): "
-        "in a clone of the repository, pip install -e '.[zoo]'"
+        f"The zoo needs packages that are not installed ({error}): in a clone of the repository, pip install -e '.[zoo]'"
     ) from error
 
 from functools import partial
