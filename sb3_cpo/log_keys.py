@@ -190,6 +190,7 @@ NOT_IN_TABLES = {
     "train/violation",
     "train/ep_cost_filtered",
     "train/cost_drift",
+    "train/cost_confidence",
     "train/cost_margin",
     "train/worst_case_cost",
     "train/lambda",
