@@ -156,7 +156,7 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 raise
             if cost is None:
                 raise TypeError(
-                    f"cost_fn {self.cost_fn!r} returned None: it must return the cost of the step, 0.0 if there is none"
+                    f"cost_fn {self.cost_fn!r} returned None: the cost 'cost' must be a number, 0.0 if there is none"
                 )
             return read_costs(cost)
         if self.total_key is None:

@@ -133,7 +133,8 @@ class CostModel(OnPolicyAlgorithm):
             check_dictionaries(self.observation_space)
         n_copies = None if self.env is None else self.env.num_envs * distributed.world_size()
         fill_in(vars(self), n_copies, n_steps_limit, self.action_space)
-        check_arguments(vars(self), n_copies)
+        # A model that is loaded to act has other environments than in training: no word about minibatches then
+        check_arguments(vars(self), n_copies if self.num_timesteps == 0 else None)
         # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call
         if self.cost_limit is None and self.takes_registered_limit and self.env is not None:
             vars(self)["cost_limit"] = registered_cost_limit(self.env)

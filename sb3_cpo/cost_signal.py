@@ -167,7 +167,7 @@ def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | 
                 has = "a named cost is one number" if keys is not None else f"cost_limit has {n_costs} {entries}"
                 advice = _advice(key, array)
                 raise ValueError(
-                    f"{has}, but {place} has shape {array.shape}: expected shape {expected_shape}{advice} ({CHECK})"
+                    f"{has} but {place} has shape {array.shape}: expected shape {expected_shape}{advice} ({CHECK})"
                 )
             if not np.isfinite(array).all():
                 raise ValueError(f"{place} is {value}: costs must be finite ({CHECK})")

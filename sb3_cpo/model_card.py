@@ -22,9 +22,14 @@ from sb3_cpo import {algorithm}
 model = {algorithm}.load(load_from_hub("user/{name}", "{filename}"))
 ```
 
-In a clone of sb3-cpo, `pip install -e ".[report]"` brings both packages. Loading a model runs code that its
-file contains: only load files that you trust. What its episodes cost, and with which confidence, is
-below; the numbers behind it are in `report.json`.
+In a clone of sb3-cpo, `pip install -e ".[report]"` brings both packages. Loading a model runs code that its file contains:
+only load files that you trust. What its episodes cost, and with which confidence, is below; the numbers behind it are in
+`report.json`.
+"""
+
+NO_MODEL = """\
+The model is not in this folder: `safety_report(..., model_path=...)` puts it there. What its episodes cost, and with which
+confidence, is below; the numbers behind it are in `report.json`.
 """
 
 
@@ -70,7 +75,8 @@ def save_model_card(report: "SafetyReport", folder: Path, license: str | None) -
         ],
         eval_results=results,
     )
-    usage = USAGE.format(algorithm=report.algorithm, name=name, filename=name.filename)
+    template = USAGE if report.model_path is not None else NO_MODEL
+    usage = template.format(algorithm=report.algorithm, name=name, filename=name.filename)
     text = f"# {report.algorithm} agent playing {report.env_id}\n\n{usage}\n{to_markdown(report, '##')}"
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
     return folder

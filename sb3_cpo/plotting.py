@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullFormatter, SymmetricalLogLocator
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, NullFormatter, SymmetricalLogLocator
 from scipy import stats
 from stable_baselines3.common.monitor import get_monitor_files, load_results
 
@@ -244,13 +244,15 @@ def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: Limits = Non
             threshold = min([limit for limit in limits if limit > 0], default=1.0)
             _set_log_scale(axis, min(threshold, 1.0))
         else:
-            axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+            # An interval may reach below 0 where no cost does
+            lowest = min((run.costs[name].min() for runs in groups.values() for run in runs if name in run.costs), default=0.0)
+            axis.set_ylim(bottom=0.0 if lowest >= 0 else axis.get_ylim()[0])
     return_axis.set(ylabel="return of an episode", title=title)
     cost_axes[-1].set(xlabel="environment steps")
     for axis in (return_axis, *cost_axes):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M
         # Beside the data, not over it
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
@@ -295,11 +297,22 @@ def plot_training(run: Any, path: str | Path | None = None, title: str = "") -> 
 
     :param run: a folder with a run, or a model that logs into one (``tensorboard_log``, or a logger with a folder)
     :param path: image to write
+    :raises FileNotFoundError: the folder does not exist, or holds no run
+    :raises ValueError: the model has logged to no folder, or the folder holds several runs
     """
-    folder = run if isinstance(run, str | Path) else run.logger.get_dir()
+    folder = run if isinstance(run, str | Path) else getattr(getattr(run, "_logger", None), "dir", None)
     if folder is None:
-        raise ValueError("this model has logged to no folder: give it tensorboard_log, or a logger with one")
-    figure = draw({"mean of each rollout": [read_run(Path(folder))]}, title)
+        raise ValueError(
+            "this model has logged to no folder: learn with tensorboard_log=..., or with a logger that has one "
+            '(model.set_logger(configure("run", ["stdout", "csv"])))'
+        )
+    runs = find_runs(Path(folder)) or [Path(folder)]
+    if len(runs) > 1:
+        names = ", ".join(map(str, runs[:5]))
+        raise ValueError(
+            f"{folder} holds {len(runs)} runs ({names}{', ...' if len(runs) > 5 else ''}): name one, or `sb3-cpo plot` all"
+        )
+    figure = draw({"mean of each rollout": [read_run(runs[0])]}, title)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)

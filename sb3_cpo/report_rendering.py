@@ -22,7 +22,8 @@ def verdict_text(report: "PolicyReport | ConstraintReport") -> str:
         return report.verdict
     if report.n_more_episodes is None:
         return "inconclusive (the mean is so near the limit that more than 100,000 episodes would be needed)"
-    return f"inconclusive (about {report.n_more_episodes:,} more episodes needed)"
+    episodes = "episode" if report.n_more_episodes == 1 else "episodes"
+    return f"inconclusive (about {report.n_more_episodes:,} more {episodes} needed)"
 
 
 # ---------------------------------------------------------------- Markdown
@@ -188,24 +189,35 @@ def draw(report: "SafetyReport") -> Figure:
         everything = np.concatenate([*costs.values(), [limit]])
         # A bin for each number, where costs are counted
         is_counted = bool((everything[:-1] == np.round(everything[:-1])).all()) and np.ptp(everything) <= 60
-        bins: Any = np.arange(np.floor(everything.min()) - 0.5, everything.max() + 1) if is_counted else 40
+        bins: Any = np.arange(np.floor(everything.min()) - 0.5, everything.max() + 1) if is_counted else 30
         edges = np.histogram_bin_edges(everything, bins)
         labels = [f"{policy.policy}, {len(policy.seeds)} episodes" for policy in report.policies]
         colors = [COLORS[policy.policy] for policy in report.policies]
         axis.hist(list(costs.values()), edges, color=colors, alpha=0.6, label=labels, rwidth=0.9)
         if is_counted:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for policy, color in zip(report.policies, colors, strict=True):
-            one = policy.constraints[index]
-            label = f"{policy.policy}: mean {one.mean:.3g}, at most {one.upper:.3g}"
-            axis.axvspan(one.mean, max(one.upper, one.mean), color=color, alpha=0.25, linewidth=0)
-            axis.axvline(one.mean, color=color, linewidth=1.5, label=label)
         axis.axvline(limit, color="black", linestyle="--", linewidth=1.5, label=f"limit {limit:g}")
+        # The means and their bounds above the bars
+        axis.margins(y=0.15 + 0.1 * len(report.policies))
+        for row, (policy, color) in enumerate(zip(report.policies, colors, strict=True)):
+            _draw_bound(axis, policy.constraints[index], policy.policy, color, 0.95 - 0.08 * row)
         axis.set(xlabel=f"{name} of an episode" if name != "cost" else "cost of an episode", ylabel="episodes")
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(f"{report.algorithm} on {report.env_id}: {report.verdict}")
     return figure
+
+
+def _draw_bound(axis: Any, one: "ConstraintReport", policy: str, color: str, height: float) -> None:
+    """From the mean to its upper bound; with an arrow where that is beyond the costs that were seen."""
+    left, right = axis.get_xlim()
+    is_in_view = one.upper <= right
+    where = {"color": color, "transform": axis.get_xaxis_transform(), "clip_on": False}
+    axis.plot([one.mean, min(one.upper, right)], [height] * 2, linewidth=2, **where)
+    axis.plot(min(one.upper, right), height, marker="|" if is_in_view else ">", markersize=9 if is_in_view else 6, **where)
+    label = f"{policy}: mean {one.mean:.4g}, at most {one.upper:.4g}"
+    axis.plot(one.mean, height, marker="o", linewidth=2, label=label, **where)
+    axis.set_xlim(left, right)
 
 
 def save(report: "SafetyReport", folder: Path) -> Path:

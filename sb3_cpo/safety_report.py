@@ -111,8 +111,8 @@ class SafetyReport:
 
     def save_model_card(self, folder: str | Path, license: str | None = None) -> Path:
         """
-        The same files, and a model card for the Hugging Face Hub (``README.md``) with the model beside it. Nothing is
-        uploaded: ``hf upload user/name folder`` does that.
+        The same files, and a model card for the Hugging Face Hub (``README.md``), with the model beside it if ``model_path``
+        was given. Nothing is uploaded: ``hf upload user/name folder`` does that.
 
         :param license: of the model, as the Hub names it
         :return: the folder

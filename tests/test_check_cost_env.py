@@ -239,6 +239,26 @@ def test_what_sb3s_check_finds_is_said():
     )
 
 
+class Goals(Scripted):
+    """What SB3 takes for a goal environment, as those of gymnasium-robotics."""
+
+    observation_space = spaces.Dict({key: spaces.Box(-1, 1, (1,)) for key in ("observation", "achieved_goal", "desired_goal")})
+
+    def reset(self, **kwargs):
+        return self.observation_space.sample(), super().reset(**kwargs)[1]
+
+    def step(self, action):
+        return self.observation_space.sample(), *super().step(action)[1:]
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return np.zeros(np.shape(achieved_goal)[:-1])
+
+
+def test_goal_environments_in_a_wrapper_have_no_problem():
+    report = check_cost_env(CostWrapper(Goals(lambda t, episode: {}), lambda: 1.0), 3, verbose=0)
+    assert report.problems == ()
+
+
 def test_limited_cost_that_is_never_there_is_a_problem():
     env = CostWrapper(Scripted(lambda t, _: {"cost_a": float(t % 2)}), cost_limit={"cost_a": 1.0, "cost_b": 1.0})
     only(check_cost_env(env, verbose=0).problems, "has 'cost_b', which is to be limited; it has 'cost_a'")

@@ -397,8 +397,8 @@ def test_a_reset_without_info():
     ("value", "cost_limit", "message"),
     [
         (None, 5.0, r"info\['cost'\] of environment 0 is None: expected a number"),
-        (np.zeros(2), 5.0, r"cost_limit has 1 entry, but .*\(2,\).*A limit for each entry: cost_limit=\[limit, limit\]"),
-        (np.zeros(2), {"cost": 5.0}, r"a named cost is one number, but info\['cost'\].*\(2,\).*cost_limit=\[limit, limit\]"),
+        (np.zeros(2), 5.0, r"cost_limit has 1 entry but .*\(2,\).*A limit for each entry: cost_limit=\[limit, limit\]"),
+        (np.zeros(2), {"cost": 5.0}, r"a named cost is one number but info\['cost'\].*\(2,\).*cost_limit=\[limit, limit\]"),
         (np.zeros(100), 5.0, r"shape \(100,\): expected shape \(\) \("),
     ],
 )
@@ -427,7 +427,7 @@ def test_a_cost_in_every_step_and_a_total_that_is_told_of_are_none():
 
 
 def test_cost_functions():
-    with pytest.raises(TypeError, match=r"cost_fn .* returned None: it must return the cost of the step"):
+    with pytest.raises(TypeError, match=r"cost_fn .* returned None: the cost 'cost' must be a number"):
         learn(env(lambda: None))
     with pytest.raises(KeyError) as raised:
         learn(CostWrapper(Plain(), lambda info: info["speed"]))

@@ -4,12 +4,14 @@ import importlib.util
 import re
 from pathlib import Path
 
+import mujoco
 import pytest
+from packaging.version import Version
 
 import sb3_cpo
 
 PAGE = Path(__file__).parent.parent / "docs" / "guide" / "tried-environments.md"
-PACKAGES = ("highway_env", "minigrid", "bluesky_gym", "bullet_safety_gym", "safety_gymnasium")
+PACKAGES = ("highway_env", "minigrid", "bluesky_gym", "bullet_safety_gym", "safety_gymnasium", "gymnasium_robotics")
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
 
@@ -30,6 +32,8 @@ def test_there_is_a_program_for_each_package():
 def test_the_program_runs(package, monkeypatch, capfd):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
+    if package == "gymnasium_robotics" and Version(mujoco.__version__) >= Version("3.4"):
+        pytest.skip("gymnasium-robotics needs mujoco<3.4")
     monkeypatch.setattr(sb3_cpo, "CPO", Quick)
     program = next(program for program in PROGRAMS if package in program)
     names = {}
