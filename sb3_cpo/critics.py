@@ -97,19 +97,19 @@ def fit_critics(
         value_head.update(returns.unsqueeze(1))
     if has_costs:
         policy.update_cost_statistics(cost_returns)  # type: ignore[operator]
-    own = CriticBatch(observations, cost_returns)
     value_losses, cost_losses = [], []
     for _ in range(n_epochs):
         # From the generator that SB3 seeds, and draws its minibatches with
         order = th.as_tensor(np.random.permutation(len(returns)), device=returns.device)  # noqa: NPY002
         for indices in order.split(batch_size):
-            loss = F.mse_loss(returns[indices], policy.predict_values(slice_observations(observations, indices)).flatten())
+            batch = CriticBatch(slice_observations(observations, indices), cost_returns.index_select(0, indices))
+            loss = F.mse_loss(returns.index_select(0, indices), policy.predict_values(batch.observations).flatten())
             value_losses.append(loss.detach())
             if value_head is not None:
                 # In units of the standard deviation, as if the head were fitted to standardised returns
                 loss = loss / value_head.std[0] ** 2
             if has_costs:
-                batch = _minibatch(recent, own, indices)
+                batch = _minibatch(recent, len(indices)) if recent else batch
                 cost_values_pred = policy.predict_standardised_cost_values(batch.observations)  # type: ignore[operator]
                 targets = policy.standardise_costs(batch.returns)  # type: ignore[operator]
                 # Mean over samples, sum over constraints: one constraint learns no slower for the presence of another
@@ -129,14 +129,12 @@ def fit_critics(
     )
 
 
-def _minibatch(recent: Sequence[CriticBatch], own: CriticBatch, indices: th.Tensor) -> CriticBatch:
-    """These samples of this rollout, or as many of one of the recent rollouts."""
-    batch = own
-    if recent:
-        batch = recent[np.random.randint(len(recent))]  # noqa: NPY002
-        drawn = np.random.randint(len(batch.returns), size=len(indices))  # noqa: NPY002
-        indices = th.as_tensor(drawn, device=batch.returns.device)
-    return CriticBatch(slice_observations(batch.observations, indices), batch.returns[indices])
+def _minibatch(recent: Sequence[CriticBatch], size: int) -> CriticBatch:
+    """So many samples of one of the recent rollouts."""
+    batch = recent[np.random.randint(len(recent))]  # noqa: NPY002
+    drawn = np.random.randint(len(batch.returns), size=size)  # noqa: NPY002
+    indices = th.as_tensor(drawn, device=batch.returns.device)
+    return CriticBatch(slice_observations(batch.observations, indices), batch.returns.index_select(0, indices))
 
 
 @th.no_grad()
