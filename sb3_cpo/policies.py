@@ -204,7 +204,10 @@ class CostActorCriticPolicy(ActorCriticPolicy):
 
     def predict_standardised_cost_values(self, obs: PyTorchObs) -> th.Tensor:
         """The cost critic's raw outputs, (batch_size, n_costs): what its loss compares with :meth:`standardise_costs`."""
-        return self.cost_value_net.standardized(self.cost_mlp_extractor(self.extract_cost_features(obs)))
+        return self.predict_standardised_from_features(self.extract_cost_features(obs))
+
+    def predict_standardised_from_features(self, features: th.Tensor) -> th.Tensor:
+        return self.cost_value_net.standardized(self.cost_mlp_extractor(features))
 
     def predict_cost_values(self, obs: PyTorchObs) -> th.Tensor:
         """
