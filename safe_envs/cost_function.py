@@ -12,6 +12,16 @@ CostFunction = Callable[..., float | np.ndarray | Mapping[str, float]]
 # What a function gets that names its parameters otherwise
 IN_ORDER = ("obs", "action", "next_obs", "info")
 BY_NAME = (*IN_ORDER, "reward", "terminated", "truncated")
+# Other names of these
+ELSEWHERE = {
+    **dict.fromkeys(("observation", "state", "s", "o", "last_obs"), "obs"),
+    **dict.fromkeys(("next_observation", "new_obs", "next_state", "new_observation", "obs_next", "s2"), "next_obs"),
+    **dict.fromkeys(("a", "act", "actions"), "action"),
+    **dict.fromkeys(("r", "rew", "rewards"), "reward"),
+    **dict.fromkeys(("done", "is_terminal", "terminal"), "terminated"),
+    **dict.fromkeys(("timeout", "time_limit"), "truncated"),
+    "infos": "info",
+}
 
 
 class Arguments(NamedTuple):
@@ -63,6 +73,9 @@ def match_arguments(cost_fn: CostFunction) -> Arguments:
 
 def _raise_unknown(cost_fn: CostFunction, unknown: list[inspect.Parameter]) -> None:
     names = ", ".join(repr(parameter.name) for parameter in unknown) or "parameters in another order"
+    meant = [f"{p.name} is {ELSEWHERE[p.name]} here" for p in unknown if p.name in ELSEWHERE]
+    if meant:
+        names += f" ({', '.join(meant)})"
     raise TypeError(
         f"cost_fn {cost_fn!r} asks for {names}: name the parameters {', '.join(BY_NAME[:-1])} or {BY_NAME[-1]}, as many of "
         f"them as you need, or take the four ({', '.join(IN_ORDER)}) by position"

@@ -8,6 +8,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+OF_THE_END = ("final_obs", "final_observation", "final_info")
+
 
 class GymnasiumVecEnv(VecEnv):
     """
@@ -15,7 +17,8 @@ class GymnasiumVecEnv(VecEnv):
 
     gymnasium's ``infos`` is a dictionary of arrays with one entry per copy (and masks, where only some copies have the key);
     SB3's is a list of dictionaries, one per copy. Where episodes end, SB3 expects the first observation of the next one, and
-    the last one and its ``info`` beside it: the copies must be reset in the step that ends their episode, or by us.
+    the last one and its ``info`` beside it: the copies must be reset in the step that ends their episode, or by us. Last
+    observations are those under ``final_obs``, or ``final_observation`` as in gymnasium 0.29. Tensors become arrays.
 
     :param venv: its ``autoreset_mode`` is ``SAME_STEP`` or ``DISABLED``
     :raises ValueError: it is ``NEXT_STEP``, gymnasium's default: an episode would have a step more, without action
@@ -40,13 +43,13 @@ class GymnasiumVecEnv(VecEnv):
         self.reset_infos = split_infos(infos, self.num_envs)
         self._reset_seeds()
         self._reset_options()
-        return observations
+        return _to_numpy(observations)
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        observations, rewards, terminated, truncated, infos = self.venv.step(self._actions)
+        observations, rewards, terminated, truncated, infos = map(_to_numpy, self.venv.step(self._actions))
         terminated, truncated = np.asarray(terminated, dtype=bool), np.asarray(truncated, dtype=bool)
         dones = terminated | truncated
         rows = split_infos(infos, self.num_envs)
@@ -54,14 +57,17 @@ class GymnasiumVecEnv(VecEnv):
             row = rows[index]
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 # The row is of the reset, with the end of the episode beside it
-                self.reset_infos[index] = {key: value for key, value in row.items() if key not in ("final_obs", "final_info")}
-                rows[index] = {**row.get("final_info", {}), "terminal_observation": row["final_obs"]}
+                self.reset_infos[index] = {key: value for key, value in row.items() if key not in OF_THE_END}
+                rows[index] = dict(row.get("final_info") or row)
+                last = row.get("final_obs", row.get("final_observation"))
+                if last is not None:
+                    rows[index]["terminal_observation"] = last
             else:
                 row["terminal_observation"] = _entry(observations, index)
         for index, row in enumerate(rows):
             row["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         if self.autoreset_mode == AutoresetMode.DISABLED and dones.any():
-            observations, infos = self.venv.reset(options={"reset_mask": dones})
+            observations, infos = map(_to_numpy, self.venv.reset(options={"reset_mask": dones}))
             for index, row in enumerate(split_infos(infos, self.num_envs)):
                 if dones[index]:
                     self.reset_infos[index] = row
@@ -124,6 +130,13 @@ def split_infos(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
             if mask is None or mask[index]:
                 row[key] = columns[index] if is_per_copy else value
     return rows
+
+
+def _to_numpy(value: Any) -> Any:
+    """Tensors of simulators that compute on a GPU, in dictionaries too; other values as they are."""
+    if isinstance(value, dict):
+        return {key: _to_numpy(entry) for key, entry in value.items()}
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
 def _entry(observations: Any, index: int) -> Any:

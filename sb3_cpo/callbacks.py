@@ -15,6 +15,7 @@ from sb3_cpo.checkpoints import files
 from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
 from sb3_cpo.evaluation import EpisodeCostRecorder
 from sb3_cpo.mistakes import check_env
+from sb3_cpo.monitor import as_vec_env
 
 # Of the arguments of `np.savez`, and of arrays of evaluations.npz that SB3 writes or may write later
 RESERVED_NAMES = ("file", "allow_pickle", "timesteps", "results", "ep_lengths", "successes", "costs", "cost_limits")
@@ -53,6 +54,7 @@ class CostEvalCallback(EvalCallback):
         warn: bool = True,
         cost_limit: CostLimit | None = None,
     ):
+        eval_env = as_vec_env(eval_env)
         check_env(eval_env)
         super().__init__(
             eval_env,

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorEnv
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
@@ -17,7 +16,7 @@ from sb3_cpo import env_facts
 from sb3_cpo.cost_env_report import CostEnvReport
 from sb3_cpo.cost_findings import Episode, report_on
 from sb3_cpo.cost_signal import LARGEST_COST, as_array
-from sb3_cpo.monitor import is_cost
+from sb3_cpo.monitor import as_vec_env, is_cost
 
 SIX_VALUES = (
     "step returns six values (obs, reward, cost, terminated, truncated, info): wrap the environment in "
@@ -99,11 +98,7 @@ def check_cost_env(
 def _open(env: Any, env_kwargs: Mapping[str, Any]) -> gym.Env | VecEnv:
     if isinstance(env, str):
         return gym.make(env, **env_kwargs)
-    if isinstance(env, VectorEnv):
-        raise TypeError(
-            f"check_cost_env got {env}, a gymnasium.vector environment, which SB3 cannot use either: pass the id, or "
-            "sb3_cpo.make_vec_env(id, n_envs)"
-        )
+    env = as_vec_env(env)
     if isinstance(env, gym.Env | VecEnv):
         return env
     return _open(env(), {}) if callable(env) else _patch_env(env)

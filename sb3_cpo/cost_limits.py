@@ -11,6 +11,10 @@ Limit: TypeAlias = float | Callable[[float], float]
 CostLimit: TypeAlias = Limit | Sequence[Limit] | Mapping[str, Limit]
 
 
+class MissingLimit(ValueError):
+    """Neither the user nor the environment says a limit."""
+
+
 class CostLimits(NamedTuple):
     """
     The constraints of a problem.

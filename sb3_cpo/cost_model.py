@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -14,22 +13,21 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv
 
-from safe_envs import GymnasiumVecEnv
 from sb3_cpo import critics, distributed
 from sb3_cpo.arguments import OtherModel, check_arguments, check_classes, check_whole_numbers
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
 from sb3_cpo.checkpoints import files, training
 from sb3_cpo.cost_ledger import CostLedger, SafetyRecord
-from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
+from sb3_cpo.cost_limits import CostLimit, CostLimits, MissingLimit, parse_cost_limit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cost_signal import CostSignal
 from sb3_cpo.defaults import default_env, fill_in
 from sb3_cpo.env_facts import max_episode_steps, registered_cost_limit
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.mistakes import check_dictionaries, check_env, check_policy, other_algorithm, other_number_of_costs
-from sb3_cpo.monitor import with_cost_monitor
+from sb3_cpo.monitor import as_vec_env, with_cost_monitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy, parameters_that_fit
 
 SelfCostModel = TypeVar("SelfCostModel", bound="CostModel")
@@ -185,8 +183,7 @@ class CostModel(OnPolicyAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``; gymnasium's vectorised environments, too."""
-        if isinstance(env, gym.vector.VectorEnv):
-            env = VecMonitor(GymnasiumVecEnv(env))
+        env = as_vec_env(env)
         check_env(env)
         env = with_cost_monitor(env, verbose) if monitor_wrapper else env
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
@@ -287,7 +284,7 @@ class CostModel(OnPolicyAlgorithm):
 
     def _parse_cost_limit(self, cost_limit: CostLimit | None) -> CostLimits:
         if cost_limit is None:
-            raise ValueError(
+            raise MissingLimit(
                 f"{type(self).__name__} needs a cost_limit, the bound on the mean cost of an episode: the environment has no "
                 "attribute cost_limit that says one. sb3_cpo.check_cost_env(env) suggests one; TRPO is the algorithm without"
             )

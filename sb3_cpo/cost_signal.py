@@ -161,6 +161,11 @@ def _raise_wrong_cost(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | 
                 array = as_array("None" if value is None else value, np.float64)
             except (TypeError, ValueError, RuntimeError) as error:
                 hint = ": detach it" if isinstance(error, RuntimeError) else ""
+                if isinstance(value, Mapping):
+                    hint = (
+                        ". A key of info for each: CostWrapper(env, lambda info: "
+                        f"{{f'cost_{{name}}': cost for name, cost in info[{key!r}].items()}})"
+                    )
                 raise ValueError(f"{place} is {value!r}: expected a number{hint} ({CHECK})") from None
             if array.size != (1 if keys is not None else n_costs):
                 entries = "entry" if n_costs == 1 else "entries"

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_cpo.cost_limits import CostLimits
 from sb3_cpo.cost_signal import CostSignal, MissingCost
 from sb3_cpo.mistakes import check_env, check_model
+from sb3_cpo.monitor import as_vec_env
 
 
 class EpisodeCostRecorder:
@@ -145,6 +146,7 @@ def evaluate_policy(
     if env is None:
         raise ValueError("env is None: a model that was loaded without an environment has none; make one for the evaluation")
     check_model(model)
+    env = as_vec_env(env)
     check_env(env)
     recorder = EpisodeCostRecorder.for_model(model, cost_keys)
 

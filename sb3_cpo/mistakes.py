@@ -67,6 +67,10 @@ HERE = {
 }
 
 
+class UnknownArgument(TypeError):
+    """An algorithm has no argument of this name."""
+
+
 def names_mistakes(init: Init) -> Init:
     """Of an algorithm's ``__init__``: arguments that it has not are errors that say what to write instead."""
     parameters = list(inspect.signature(init).parameters.values())[1:]
@@ -78,7 +82,7 @@ def names_mistakes(init: Init) -> Init:
         algorithm = type(self).__name__
         for name in kwargs:
             if name not in names:
-                raise TypeError(f"{algorithm} has no argument {name!r}: {_hint(name, names)}")
+                raise UnknownArgument(f"{algorithm} has no argument {name!r}: {_hint(name, names)}")
         if len(args) > len(by_position):
             surplus = ", ".join(map(repr, args[len(by_position) :]))
             raise TypeError(

@@ -10,9 +10,10 @@ from gymnasium.core import ActType, ObsType
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from safe_envs import GymnasiumVecEnv
 from safe_envs.monitor_rows import write_row
 from sb3_cpo.checkpoints import environments
 from sb3_cpo.cost_limits import MAX_COSTS
@@ -178,6 +179,11 @@ def with_cost_monitor(env: GymEnv, verbose: int = 0) -> GymEnv:
     if verbose >= 1:
         print("Wrapping the env with a `CostMonitor` wrapper")
     return CostMonitor(env)
+
+
+def as_vec_env(env: Any) -> Any:
+    """gymnasium's vectorised environments as one of SB3's, with a monitor; anything else as it is."""
+    return VecMonitor(GymnasiumVecEnv(env)) if isinstance(env, gym.vector.VectorEnv) else env
 
 
 def make_vec_env(

@@ -15,7 +15,7 @@ DESCRIPTION = """\
 Draw return and cost of one or several runs over the steps of training.
 
 A run is a folder that the zoo or an SB3 model wrote; folders that are none are searched for runs. Runs of the same
-algorithm (the folder above, or --labels) are one curve: the interquartile mean over their seeds, with a bootstrap interval of
+algorithm and task (or of one of --labels) are one curve: the interquartile mean over their seeds, with a bootstrap interval of
 95 %. Numbers are read from the first of these that a run has, or from --source:
   evaluations   evaluations.npz of CostEvalCallback: separate episodes, the deterministic policy unless told otherwise
   progress      progress.csv of SB3's logger: mean of each rollout, with the limits
@@ -39,10 +39,14 @@ examples:
 RUN_NAME = re.compile(r"_\d+(_[0-9a-f-]{36})?$")
 
 
-def label_of(folder: Path) -> str:
-    """The algorithm, where the folder is the zoo's or TensorBoard's; else the folder's own name without its number."""
+def label_of(folder: Path) -> tuple[str, str]:
+    """The algorithm and the task, where the folder is the zoo's; else the folder's own name without its number, and ""."""
     parent, name = folder.resolve().parent.name, RUN_NAME.sub("", folder.resolve().name)
-    return parent if (folder / name).is_dir() else name
+    return (parent, name) if (folder / name).is_dir() else (name, "")
+
+
+def _runs_of(folder: Path, options: argparse.Namespace) -> list[Path]:
+    return find_runs(folder, options.source) or [folder]
 
 
 def check_steps(label: str, runs: list[Run], folders: list[Path]) -> None:
@@ -86,15 +90,19 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo plot") -> None:
         cost_limit = read_limits(options.cost_limit)
         if isinstance(cost_limit, list):
             raise ValueError(f"--cost-limit {options.cost_limit}: expected one number, or name:number for each constraint")
-        for given, name in zip(options.folders, labels, strict=True):
-            for folder in find_runs(given, options.source) or [given]:
-                run = read_run(folder, options.source, options.window)
-                if len(run.steps) == 0:
-                    print(f"no episodes in {folder}: skipped (a hyperparameter optimisation leaves such folders)")
-                    continue
-                label = name if options.labels else label_of(folder)
-                groups.setdefault(label, []).append(run)
-                folders.setdefault(label, []).append(folder)
+        found = [
+            (folder, name) for given, name in zip(options.folders, labels, strict=True) for folder in _runs_of(given, options)
+        ]
+        has_several_tasks = len({label_of(folder)[1] for folder, _ in found}) > 1
+        for folder, name in found:
+            run = read_run(folder, options.source, options.window)
+            if len(run.steps) == 0:
+                print(f"no episodes in {folder}: skipped (a hyperparameter optimisation leaves such folders)")
+                continue
+            algorithm, task = label_of(folder)
+            label = name if options.labels else f"{algorithm} {task}".strip() if has_several_tasks else algorithm
+            groups.setdefault(label, []).append(run)
+            folders.setdefault(label, []).append(folder)
         for label, runs in groups.items():
             check_steps(label, runs, folders[label])
     except (FileNotFoundError, ValueError) as error:

@@ -199,6 +199,8 @@ def align(runs: list[Run], n_points: int = 200) -> list[Run]:
 
 
 Limits = float | Mapping[str, float] | None
+# Of the first limit of a panel, the second, ...
+LIMIT_STYLES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def limit_of(run: Run, name: str, cost_limit: Limits = None) -> np.ndarray | None:
@@ -273,7 +275,6 @@ def _set_log_scale(axis: Any, threshold: float) -> None:
 
 def _draw_limits(axis: Any, runs: list[Run], name: str, cost_limit: Limits) -> list[float]:
     """Each limit once; a constant one from edge to edge, however long the runs that have it are. Returns where they end."""
-    style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
     drawn: dict[Any, float] = {}
     for run in runs:
         limit = limit_of(run, name, cost_limit)
@@ -283,6 +284,7 @@ def _draw_limits(axis: Any, runs: list[Run], name: str, cost_limit: Limits) -> l
         key = limit[0] if is_constant else tuple(limit)
         if key in drawn:
             continue
+        style: dict[str, Any] = {"color": "black", "linestyle": LIMIT_STYLES[len(drawn) % len(LIMIT_STYLES)], "linewidth": 1.2}
         drawn[key] = float(limit[-1])
         if is_constant:
             axis.axhline(limit[0], label=f"limit {limit[0]:g}", **style)

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 
 from sb3_cpo.env_facts import env_id, innermost
 from sb3_cpo.mistakes import check_env
-from sb3_cpo.monitor import make_vec_env, with_cost_monitor
+from sb3_cpo.monitor import as_vec_env, make_vec_env, with_cost_monitor
 
 
 @contextmanager
@@ -75,8 +75,9 @@ def _open(env: GymEnv | str, env_kwargs: Mapping[str, Any]) -> VecEnv:
     if isinstance(env, str):
         # Without a seed, SB3 draws one from the random numbers of the training
         return make_vec_env(env, seed=0, env_kwargs=dict(env_kwargs))
-    check_env(env)
-    monitored: Any = with_cost_monitor(env)
+    opened = as_vec_env(env)
+    check_env(opened)
+    monitored: Any = with_cost_monitor(opened)
     return monitored if isinstance(monitored, VecEnv) else DummyVecEnv([lambda: monitored])
 
 

@@ -1,12 +1,14 @@
 """What is chosen where the user says nothing."""
 
+import sys
+
 import gymnasium as gym
 import pytest
 from gymnasium import spaces
 from toy_envs import RiskyEnv, vec_env
 
 from safe_envs import BatchVecEnv
-from sb3_cpo import CPO
+from sb3_cpo import CPO, make_vec_env
 from sb3_cpo.defaults import default_batch_size, default_env, default_n_steps, fill_in
 from sb3_cpo.env_facts import notice_resets
 
@@ -94,3 +96,24 @@ def test_resets_by_others_are_noticed_and_the_environment_is_left_as_it_was():
     with notice_resets(env, lambda: resets.append(2)):
         assert env.reset() == "mine"
     assert env.reset is own
+
+
+class OldBatch:
+    """What an older MuJoCo finds: no ``mujoco.batch``, or one that was left by a newer version."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "mujoco.batch":
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [ImportError("no module"), AttributeError("no attribute mjSTATE_HISTORY")])
+def test_without_mujocos_batch_tasks_are_stepped_one_by_one(error, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mujoco.batch", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [OldBatch(error), *sys.meta_path])
+    with pytest.raises(ImportError, match=r"mujoco.batch, which MuJoCo .* does not have: install mujoco>=4"):
+        make_vec_env("SafeHopperVelocity-v0", vec_env_cls=BatchVecEnv)
+    assert default_env("SafeHopperVelocity-v0") == "SafeHopperVelocity-v0"
+    assert default_env("SafePointCircle-v0").num_envs == 100  # moved by rule, without physics

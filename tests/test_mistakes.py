@@ -478,6 +478,25 @@ def test_calls_of_learn_and_make_vec_env():
 
 
 def test_a_file_of_an_off_policy_algorithm(tmp_path):
-    SAC("MlpPolicy", ScriptedEnv(), buffer_size=10, device="cpu", policy_kwargs=SMALL).save(tmp_path / "sac")
+    SAC("MlpPolicy", ScriptedEnv(), buffer_size=10, device="cpu", policy_kwargs={**SMALL}).save(tmp_path / "sac")
     with pytest.raises(ValueError, match=r"sac does not hold a model of CPO"):
         CPO.load(tmp_path / "sac", env=ScriptedEnv())
+
+
+def test_other_names_of_what_a_cost_function_gets():
+    with pytest.raises(TypeError, match=r"asks for 'done' \(done is terminated here\): name the parameters obs"):
+        env(lambda done: float(done))
+    with pytest.raises(TypeError, match=r"\(new_obs is next_obs here, act is action here\)"):
+        env(lambda new_obs, act: 1.0)
+
+
+def test_a_mapping_of_costs_in_one_key():
+    class Costs(gym.Wrapper):
+        def step(self, action):
+            *rest, info = super().step(action)
+            return *rest, {**info, "cost": {"speed": 1.0, "energy": 2.0}}
+
+    with pytest.raises(ValueError, match=r"A key of info for each: CostWrapper\(env, lambda info: ") as raised:
+        learn(Costs(Plain()))
+    function = eval(str(raised.value).split("CostWrapper(env, ")[1].split(") (sb3_cpo")[0])
+    learn(CostWrapper(Costs(Plain()), function), {"cost_speed": 5.0, "cost_energy": 5.0})

@@ -360,3 +360,56 @@ def test_logarithmic_axis_has_several_ticks(plot, cost, limit):
     assert len(ticks) >= 4
     assert f"{limit:g}" in ticks
     plot.plt.close(figure)
+
+
+def test_runs_of_several_tasks_are_curves_of_their_own(plot, tmp_path, capsys):
+    for task, steps in (("Circle-v0", (0, 1000)), ("Gather-v0", (4000, 5000))):
+        write_evaluations(tmp_path / f"logs/cpo/{task}_1", steps)
+        (tmp_path / f"logs/cpo/{task}_1/{task}").mkdir()
+    plot.main([str(tmp_path / "logs"), "-o", str(tmp_path / "image.png")])
+    out = capsys.readouterr().out
+    assert [line.partition("  ")[0] for line in out.splitlines() if " return " in line] == ["cpo Circle-v0", "cpo Gather-v0"]
+
+
+def test_limits_that_differ_look_different(plot):
+    steps = np.arange(3.0)
+    runs = [plot.Run(steps, steps, {"": steps}, {"": np.full(3, limit)}) for limit in (5.0, 20.0)]
+    figure = plot.draw({"a": [runs[0]], "b": [runs[1]]})
+    lines = {line.get_label(): line for line in figure.axes[1].lines}
+    styles = [(line.get_linestyle(), line._dash_pattern) for line in (lines["limit 5"], lines["limit 20"])]
+    assert styles[0] != styles[1]
+    plot.plt.close(figure)
+
+
+def test_one_call_draws_a_training(plot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"n_steps": 65, "batch_size": 65, "n_critic_updates": 1, "device": "cpu"}
+    model = CPO("MlpPolicy", make_vec_env("SafePointCircle-v0", seed=0), tensorboard_log="tb", **arguments)
+    with pytest.raises(ValueError, match="has logged to no folder: learn with tensorboard_log"):
+        plot.plot_training(model)
+    model.learn(130)
+    figure = plot.plot_training(model, tmp_path / "images" / "training.png", "Point")
+    assert (tmp_path / "images" / "training.png").stat().st_size > 10_000
+    assert [axis.get_ylabel() for axis in figure.axes] == ["return of an episode", "cost of an episode"]
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["mean of each rollout", "limit 5"]
+    assert figure.axes[1].get_ylim()[0] == 0  # although an interval reaches below
+    figure.draw_without_rendering()
+    plot.plt.close(figure)
+    # The folder of the run, and one above it, as long as there is no other
+    for folder in ("tb/CPO_1", "tb"):
+        again = plot.plot_training(folder)
+        np.testing.assert_allclose(again.axes[1].lines[0].get_ydata(), figure.axes[1].lines[0].get_ydata())
+        plot.plt.close(again)
+    model.learn(65)
+    with pytest.raises(ValueError, match=r"tb holds 2 runs \(tb/CPO_1, tb/CPO_2\): name one"):
+        plot.plot_training("tb")
+    with pytest.raises(FileNotFoundError, match="no evaluations or progress or tensorboard or monitor to read"):
+        plot.plot_training(tmp_path / "images")
+
+
+def test_steps_are_written_in_thousands(plot):
+    steps = np.linspace(0, 500_000, 6)
+    figure = plot.draw({"cpo": [plot.Run(steps, steps, {"": steps}, {})]})
+    figure.draw_without_rendering()
+    assert "200k" in [text.get_text() for text in figure.axes[1].get_xticklabels()]
+    plot.plt.close(figure)

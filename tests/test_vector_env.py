@@ -10,7 +10,7 @@ from toy_envs import RiskyEnv
 
 from safe_envs import CostWrapper, GymnasiumVecEnv
 from safe_envs.vector_env import split_infos
-from sb3_cpo import CPO, PDO, CostMonitor, evaluate_policy
+from sb3_cpo import CPO, PDO, CostEvalCallback, CostMonitor, check_cost_env, evaluate_policy
 from sb3_cpo.cost_signal import read_costs
 
 KWARGS = {"n_steps": 50, "batch_size": 50, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
@@ -156,3 +156,68 @@ def test_a_monitor_sums_costs_that_are_tensors_of_a_gpu():
     env.reset()
     infos = [env.step(env.action_space.sample())[-1] for _ in range(3)]
     assert infos[-1]["episode"]["cost"] == 4.5
+
+
+class Native(gym.vector.VectorEnv):
+    """Three copies at once, episodes of five steps, each of which costs 1; ``told`` is where their ends are told."""
+
+    num_envs = 3
+    single_observation_space, single_action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+    observation_space = gym.spaces.Box(-1, 1, (3, 2))
+    action_space = gym.spaces.MultiDiscrete([2, 2, 2])
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, told, tensors=False):
+        self.told = told
+        self.as_array = th.as_tensor if tensors else np.asarray
+
+    def reset(self, *, seed=None, options=None):
+        self.t = np.array([0, 1, 2])  # they do not end together
+        return self.as_array(np.zeros((3, 2), dtype=np.float32)), {}
+
+    def step(self, actions):
+        self.t = self.t + 1
+        is_over = self.t >= 5
+        observations, final = np.zeros((3, 2), dtype=np.float32), np.full((3, 2), 0.5, dtype=np.float32)
+        infos = {"cost": self.as_array(np.ones(3))}
+        if is_over.any() and self.told != "nowhere":
+            infos = {"cost": self.as_array(np.where(is_over, 0.0, 1.0)), "_cost": ~is_over}
+            if self.told == "arrays":  # gymnasium 1.2
+                infos |= {"final_obs": self.as_array(final), "_final_obs": is_over, "_final_info": is_over}
+                infos["final_info"] = {"cost": self.as_array(np.ones(3)), "_cost": is_over}
+            else:  # 0.29
+                objects = [np.full(3, None, dtype=object) for _ in range(2)]
+                for index in np.flatnonzero(is_over):
+                    objects[0][index], objects[1][index] = final[index], {"cost": 1.0}
+                infos |= {"final_observation": objects[0], "_final_observation": is_over}
+                infos |= {"final_info": objects[1], "_final_info": is_over}
+        self.t[is_over] = 0
+        nothing = self.as_array(np.zeros(3, dtype=bool))
+        return self.as_array(observations), self.as_array(np.ones(3)), self.as_array(is_over), nothing, infos
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes")
+@pytest.mark.parametrize(("told", "tensors"), [("arrays", False), ("arrays", True), ("objects", False), ("nowhere", False)])
+def test_ends_of_episodes_in_every_convention(told, tensors):
+    env = GymnasiumVecEnv(Native(told, tensors))
+    env.reset()
+    infos = [env.step(np.zeros(3, dtype=int))[3] for _ in range(3)][-1]
+    assert [info["cost"] for info in infos] == [1.0, 1.0, 1.0]
+    assert ["terminal_observation" in info for info in infos] == [False, False, told != "nowhere"]
+    if told != "nowhere":
+        np.testing.assert_array_equal(infos[2]["terminal_observation"], [0.5, 0.5])
+    model = CPO("MlpPolicy", Native(told, tensors), 5.0, cost_gamma=0.9, **KWARGS)
+    model.learn(150)
+    # Undiscounted, but for the episodes with which the copies begin
+    np.testing.assert_allclose(model.ep_cost_mean, (1 - 0.9**5) / 0.1, atol=0.15)
+
+
+def test_they_can_be_checked_and_evaluated():
+    report = check_cost_env(Native("arrays"), 6, verbose=0)
+    assert (report.problems, report.costs[0].mean) == ((), pytest.approx(4.5, abs=0.5))
+    model = CPO("MlpPolicy", Native("arrays"), 5.0, **KWARGS)
+    reward, _, cost, _ = evaluate_policy(model, Native("arrays"), 6)
+    assert reward == pytest.approx(cost[0])
+    callback = CostEvalCallback(Native("arrays"), n_eval_episodes=3, eval_freq=10)
+    model.learn(150, callback=callback)
+    assert callback.last_mean_cost[0] == pytest.approx(4.5, abs=0.5)

@@ -65,7 +65,7 @@ def make_batch(model: mujoco.MjModel, n_envs: int, n_threads: int, **kwargs: Any
     """
     try:
         from mujoco.batch import Batch
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # of an older mujoco, beside which pip has left parts of a newer one
         raise ImportError(
             f"BatchVecEnv steps robots with physics by mujoco.batch, which MuJoCo {mujoco.__version__} does not have: install "
             "mujoco>=4, or take DummyVecEnv or SubprocVecEnv"

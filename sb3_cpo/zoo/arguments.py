@@ -7,7 +7,9 @@ from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from sb3_cpo.cost_limits import MissingLimit
 from sb3_cpo.cost_signal import MissingCost
+from sb3_cpo.mistakes import UnknownArgument
 
 Changes = dict[str, dict[str, Any]]
 
@@ -59,7 +61,7 @@ def run(
 
     :param function: reads the command line with ``argparse.ArgumentParser()``
     :param module: where it looks up ``argparse``
-    :raises SystemExit: an environment has no cost: the message says how to give it one
+    :raises SystemExit: an environment has no cost or no limit, or the algorithm no such argument; with what to write instead
     """
     parser = partial(_Parser, changes, additions or {}, finish, **parser_kwargs)
     module.argparse = SimpleNamespace(ArgumentParser=parser)  # type: ignore[attr-defined]
@@ -67,5 +69,12 @@ def run(
         function()
     except MissingCost as error:
         sys.exit(f"{error}\nFrom the command line, --cost my_module:my_function is that wrapper (see docs/guide/zoo.md)")
+    except MissingLimit as error:
+        sys.exit(
+            f"{error}\nFrom the command line: -params cost_limit:20. Where the environment has no cost either, "
+            "--cost my_module:my_function gives it one (see docs/guide/zoo.md)"
+        )
+    except UnknownArgument as error:
+        sys.exit(f"{error} (an argument of -params or of the hyperparameter file)")
     finally:
         module.argparse = argparse  # type: ignore[attr-defined]
