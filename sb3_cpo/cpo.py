@@ -16,7 +16,6 @@ from sb3_cpo.cost_filter import (
     adapt_confidence,
     filter_cost,
     first_filtered_cost,
-    region_share,
 )
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
@@ -247,7 +246,6 @@ class CPO(TrustRegionAlgorithm):
             batches,
             violation + self.margin.value,
             n_noise_draws=self.n_noise_draws,
-            target_kl=self.target_kl * self._region_share(rollout.limit),
         )
 
         # 4. What it teaches
@@ -271,11 +269,7 @@ class CPO(TrustRegionAlgorithm):
             self.confidence = adapt_confidence(self.confidence, filtered, cost.mean, limit)
         else:
             self.confidence = np.full(self.n_costs, self.cost_confidence)
-        return filtered.mean + filtered.drift + self.confidence * np.sqrt(filtered.variance + filtered.process_noise)
-
-    def _region_share(self, limit: np.ndarray) -> float:
-        """The share of the trust region that the next step may use."""
-        return 1.0 if self.filtered_cost is None else region_share(self.filtered_cost, limit)
+        return filtered.mean + self.confidence * np.sqrt(filtered.variance + filtered.process_noise)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""

@@ -66,12 +66,8 @@ def of_violation(violation: np.ndarray) -> Row:
 
 
 def of_filter(filtered: FilteredCost, confidence: np.ndarray) -> Row:
-    """The filtered J, its estimated rise per update beyond the predicted change, and the distance kept from the limit."""
-    return {
-        "train/ep_cost_filtered": filtered.mean,
-        "train/cost_drift": filtered.drift,
-        "train/cost_confidence": confidence,
-    }
+    """The filtered J, and the distance kept from the limit in its standard deviations."""
+    return {"train/ep_cost_filtered": filtered.mean, "train/cost_confidence": confidence}
 
 
 def of_margin(margin: np.ndarray) -> Row:
@@ -189,7 +185,6 @@ NOT_IN_TABLES = {
     "safety/first_feasible_step",
     "train/violation",
     "train/ep_cost_filtered",
-    "train/cost_drift",
     "train/cost_confidence",
     "train/cost_margin",
     "train/worst_case_cost",
