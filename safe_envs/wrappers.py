@@ -213,8 +213,8 @@ class ExceedanceCost(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self, limit=limit, probability=probability, key=key, cost_key=cost_key)
         check_single(env, type(self).__name__)
         super().__init__(env)
-        if not np.isfinite(limit):
-            raise ValueError(f"limit must be a finite number, got {limit}")
+        if not isinstance(limit, int | float | np.number) or not np.isfinite(limit):
+            raise ValueError(f"limit must be a finite number, got {limit!r}")
         if probability is not None:
             if not 0.0 <= probability <= 1.0:
                 raise ValueError(f"probability must lie in [0, 1], got {probability}")

@@ -82,6 +82,9 @@ def check_whole_numbers(arguments: dict[str, Any]) -> None:
     for name in WHOLE_NUMBERS:
         value = arguments.get(name)
         if value is None or callable(value) or (isinstance(value, int | np.integer) and not isinstance(value, bool)):
+            # Others are worked out from these before the rules are read
+            if name in ("n_steps", "batch_size") and isinstance(value, int | np.integer) and value < 1:
+                raise ValueError(f"{name} must be positive, not {value}")
             continue
         is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
         raise ValueError(f"{name} must be a whole number, not {value!r}{f': write {int(value)}' if is_whole else ''}")

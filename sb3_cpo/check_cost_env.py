@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from safe_envs import SixTupleWrapper
-from sb3_cpo import env_facts
+from sb3_cpo import env_facts, mistakes
 from sb3_cpo.cost_env_report import CostEnvReport
 from sb3_cpo.cost_findings import Episode, report_on
 from sb3_cpo.cost_signal import LARGEST_COST, as_array
@@ -59,6 +59,7 @@ def check_cost_env(
     """
     if n_episodes < 1 or max_steps < 1:
         raise ValueError(f"n_episodes and max_steps must be positive, got {n_episodes} and {max_steps}")
+    cost_keys = [cost_keys] if isinstance(cost_keys, str) else cost_keys
     opened = _open(env, env_kwargs or {})
     problems: list[str] = []
     # Steps go to a gym.Env directly: what is broken shows there, and not in what SB3 makes of it
@@ -101,7 +102,10 @@ def _open(env: Any, env_kwargs: Mapping[str, Any]) -> gym.Env | VecEnv:
     env = as_vec_env(env)
     if isinstance(env, gym.Env | VecEnv):
         return env
-    return _open(env(), {}) if callable(env) else _patch_env(env)
+    if callable(env):
+        return _open(env(), {})
+    mistakes.check_env(env)
+    return _patch_env(env)
 
 
 def _name(env: VecEnv) -> str:

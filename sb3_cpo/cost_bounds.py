@@ -58,7 +58,8 @@ def betting_interval(costs: np.ndarray, alpha_lower: float, alpha_upper: float, 
     :raises ValueError: a cost is outside of ``[0, largest]``
     """
     if not (largest > 0 and np.min(costs) >= 0 and np.max(costs) <= largest * (1 + TOLERANCE)):
-        raise ValueError(f"episode costs from {np.min(costs):g} to {np.max(costs):g} do not lie in [0, {largest:g}]")
+        low, high = np.min(costs), np.max(costs)
+        raise ValueError(f"episode costs from {low:g} to {high:g} do not lie in [0, {largest:g}]: see max_episode_cost")
     shares = np.clip(costs / largest, 0.0, 1.0)
     lower = 1.0 - _upper_bound_by_betting(1.0 - shares, alpha_lower)
     return Interval(largest * lower, largest * _upper_bound_by_betting(shares, alpha_upper))

@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cpo import critics, distributed
+from sb3_cpo import critics, distributed, mistakes
 from sb3_cpo.arguments import OtherModel, check_arguments, check_classes, check_whole_numbers
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
 from sb3_cpo.checkpoints import files, training
@@ -26,7 +26,6 @@ from sb3_cpo.cost_signal import CostSignal
 from sb3_cpo.defaults import default_env, fill_in
 from sb3_cpo.env_facts import max_episode_steps, registered_cost_limit
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
-from sb3_cpo.mistakes import check_dictionaries, check_env, check_policy, other_algorithm, other_number_of_costs
 from sb3_cpo.monitor import as_vec_env, with_cost_monitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy, parameters_that_fit
 
@@ -89,7 +88,7 @@ class CostModel(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        check_policy(policy, self.policy_aliases)
+        mistakes.check_policy(policy, self.policy_aliases)
         super().__init__(
             policy,
             default_env(env, kwargs.get("verbose", 0)),
@@ -127,8 +126,9 @@ class CostModel(OnPolicyAlgorithm):
         # First: a file of another algorithm has other arguments, too
         check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
         check_whole_numbers(vars(self))
+        mistakes.check_policy_kwargs(self.policy_kwargs)
         if self.policy_class is MultiInputPolicy and "features_extractor_class" not in self.policy_kwargs:
-            check_dictionaries(self.observation_space)
+            mistakes.check_dictionaries(self.observation_space)
         n_copies = None if self.env is None else self.env.num_envs * distributed.world_size()
         fill_in(vars(self), n_copies, n_steps_limit, self.action_space)
         # A model that is loaded to act has other environments than in training: no word about minibatches then
@@ -142,7 +142,7 @@ class CostModel(OnPolicyAlgorithm):
         ledger = self.__dict__.get("ledger")
         if ledger is not None and self.has_cost_critic and ledger.n_costs != self.n_costs:
             error_class = ValueError if ledger.n_costs else OtherModel
-            raise error_class(other_number_of_costs(self.n_costs, ledger.n_costs))
+            raise error_class(mistakes.other_number_of_costs(self.n_costs, ledger.n_costs))
         if ledger is None or not ledger.counts(self.cost_limits.keys, self.n_costs):
             self._forget_costs()
         self._cost_signal = CostSignal(self.cost_limits.keys, self.n_costs, self.missing_cost)
@@ -184,7 +184,7 @@ class CostModel(OnPolicyAlgorithm):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """SB3's, with a :class:`CostMonitor` where SB3 would put a ``Monitor``; gymnasium's vectorised environments, too."""
         env = as_vec_env(env)
-        check_env(env)
+        mistakes.check_env(env)
         env = with_cost_monitor(env, verbose) if monitor_wrapper else env
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
@@ -241,12 +241,13 @@ class CostModel(OnPolicyAlgorithm):
     @classmethod
     def load(cls: type[SelfCostModel], path: Any, *args: Any, **kwargs: Any) -> SelfCostModel:
         """SB3's. ``cost_limit`` may name other costs than those of training: what was learned of these is then forgotten."""
+        mistakes.check_load(cls.__init__, cls.__name__, kwargs)
         try:
             model = super().load(path, *args, **kwargs)
         except (OtherModel, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "key(s) in state_dict" not in str(error):
                 raise
-            raise ValueError(other_algorithm(cls.__name__, path, error)) from error
+            raise ValueError(mistakes.other_algorithm(cls.__name__, path, error)) from error
         if model.has_cost_critic and model.n_costs > 0 and "cost_limit" in kwargs and model.safety.n_updates == 0:
             model.policy.reset_cost_critic()  # type: ignore[operator]
         return model
@@ -353,6 +354,10 @@ class CostModel(OnPolicyAlgorithm):
         :param observation: one observation, or (n_envs, ...)
         :return: (n_envs, n_costs)
         """
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "the observation is a tuple, what gymnasium's reset returns perhaps: pass the first of its entries"
+            )
         if not (self.has_cost_critic and critics.has_cost_critic(self.policy)):
             raise ValueError(f"this {type(self).__name__} has no cost critic")
         return critics.predict_cost_values(self.policy, self.policy.obs_to_tensor(observation)[0])

@@ -148,7 +148,7 @@ def evaluate_policy(
     check_model(model)
     env = as_vec_env(env)
     check_env(env)
-    recorder = EpisodeCostRecorder.for_model(model, cost_keys)
+    recorder = EpisodeCostRecorder.for_model(model, (cost_keys,) if isinstance(cost_keys, str) else cost_keys)
 
     def record(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         recorder(locals_)

@@ -4,13 +4,14 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -106,6 +107,33 @@ def _hint(name: str, names: Iterable[str]) -> str:
         return ELSEWHERE[name]
     close = get_close_matches(name, [other for other in names if not other.startswith("_")], n=1)
     return f"did you mean {close[0]}?" if close else "help() of the class lists all"
+
+
+def check_load(init: Callable[..., None], algorithm: str, arguments: Iterable[str]) -> None:
+    """
+    SB3 writes whatever ``load`` gets into the model, where nobody looks for a name that is misspelt.
+
+    :param init: of the algorithm
+    :raises UnknownArgument: an argument is that of another algorithm, or nearly one of this
+    """
+    names = list(inspect.signature(init).parameters)[1:]
+    for name in arguments:
+        if name in names:
+            continue
+        is_elsewhere = name in ELSEWHERE or name in HERE
+        if is_elsewhere or get_close_matches(name, [other for other in names if not other.startswith("_")], n=1, cutoff=0.85):
+            raise UnknownArgument(f"{algorithm} has no argument {name!r}: {_hint(name, names)}")
+
+
+def check_policy_kwargs(policy_kwargs: Any) -> None:
+    """
+    :raises TypeError: they are no mapping, or an activation function is a name
+    """
+    if not isinstance(policy_kwargs, Mapping):
+        raise TypeError(f'policy_kwargs is {policy_kwargs!r}: expected a mapping, {{"net_arch": [64, 64]}} for instance')
+    activation = policy_kwargs.get("activation_fn")
+    if isinstance(activation, str):
+        raise TypeError(f"policy_kwargs has activation_fn={activation!r}: pass the class, torch.nn.Tanh for instance")
 
 
 def check_policy(policy: Any, aliases: Iterable[str]) -> None:
@@ -206,6 +234,9 @@ def check_learn(total_timesteps: Any, callback: Any) -> None:
     for part in callback if isinstance(callback, list) else [callback]:
         if isinstance(part, type):
             raise TypeError(f"callback is the class {part.__name__}: pass an object, {part.__name__}(...)")
+        if part is not None and not isinstance(part, BaseCallback) and (isinstance(callback, list) or not callable(part)):
+            hint = "; a function can be the only callback" if callable(part) else ""
+            raise TypeError(f"callback must be an object of BaseCallback, or a list of such{hint}, not {part!r}")
 
 
 class WrongReset(TypeError):

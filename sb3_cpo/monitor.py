@@ -43,6 +43,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
         override_existing: bool = True,
         cost_keys: tuple[str, ...] | None = None,
     ):
+        cost_keys = (cost_keys,) if isinstance(cost_keys, str) else cost_keys
         if clash := {"r", "l", "t"} & set(cost_keys or ()):
             raise ValueError(f"cost_keys has {sorted(clash)[0]!r}, under which a monitor writes the return, length or time")
         # A cost that SB3 would keep the last value of has a column of its own
@@ -211,6 +212,8 @@ def make_vec_env(
             f"make_vec_env makes the copies: pass the id, or a function that makes one, lambda: {type(env_id).__name__}(...), "
             "not an environment"
         )
+    if n_envs < 1:
+        raise ValueError(f"n_envs must be positive, not {n_envs}")
     if isinstance(vec_env_cls, str):
         raise TypeError(f"vec_env_cls is {vec_env_cls!r}: pass the class, DummyVecEnv, SubprocVecEnv or safe_envs.BatchVecEnv")
 

@@ -130,6 +130,8 @@ def read_run(folder: Path, source: str = "auto", window: int = 100) -> Run:
 
     :raises FileNotFoundError: the folder has nothing of that source
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
     found = _sources(folder)
     source = next((name for name, exists in found.items() if exists), "auto") if source == "auto" else source
     if not found.get(source, False):

@@ -179,6 +179,7 @@ def safety_report(
         raise ValueError(f"n_episodes={n_episodes}: a bound needs two at least")
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha must lie between 0 and 0.5, got {alpha}")
+    policies = [policies] if isinstance(policies, str) else policies
     if not policies or not set(policies) <= {"stochastic", "deterministic"}:
         raise ValueError(f"policies must be among 'stochastic' and 'deterministic', got {policies!r}")
     seeds = seeds_apart(n_episodes, model, seed)

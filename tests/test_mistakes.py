@@ -13,8 +13,19 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from toy_envs import ScriptedEnv
 
-from safe_envs import CostWrapper, SixTupleWrapper
-from sb3_cpo import CPO, FPO, PDO, TRPO, CostEvalCallback, evaluate_policy, make_vec_env, safety_report
+from safe_envs import CostWrapper, ExceedanceCost, SixTupleWrapper
+from sb3_cpo import (
+    CPO,
+    FPO,
+    PDO,
+    TRPO,
+    CostEvalCallback,
+    CostMonitor,
+    check_cost_env,
+    evaluate_policy,
+    make_vec_env,
+    safety_report,
+)
 from sb3_cpo.mistakes import ELSEWHERE, HERE
 
 SMALL = {"net_arch": [8]}
@@ -500,3 +511,60 @@ def test_a_mapping_of_costs_in_one_key():
         learn(Costs(Plain()))
     function = eval(str(raised.value).split("CostWrapper(env, ")[1].split(") (sb3_cpo")[0])
     learn(CostWrapper(Costs(Plain()), function), {"cost_speed": 5.0, "cost_energy": 5.0})
+
+
+@pytest.mark.parametrize("name", ["n_steps", "batch_size"])
+@pytest.mark.parametrize("value", [0, -5])
+def test_numbers_from_which_others_follow(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be positive, not {value}"):
+        CPO("MlpPolicy", env(), 5.0, **{name: value})
+
+
+def test_arguments_of_the_policy():
+    with pytest.raises(TypeError, match=r"policy_kwargs is \[64, 64\]: expected a mapping"):
+        CPO("MlpPolicy", env(), 5.0, policy_kwargs=[64, 64])
+    with pytest.raises(TypeError, match=r"activation_fn='tanh': pass the class, torch.nn.Tanh"):
+        CPO("MlpPolicy", env(), 5.0, policy_kwargs={"activation_fn": "tanh"})
+
+
+def test_callbacks_that_are_none():
+    model = CPO("MlpPolicy", env(), 5.0, **KWARGS)
+    with pytest.raises(TypeError, match="must be an object of BaseCallback, or a list of such; a function can be the only"):
+        model.learn(16, callback=[lambda locals_, globals_: True])
+    with pytest.raises(TypeError, match="must be an object of BaseCallback, or a list of such, not 5"):
+        model.learn(16, callback=5)
+    model.learn(16, callback=lambda locals_, globals_: True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("cost_limt", r"did you mean cost_limit\?"), ("n_epochs", "n_critic_updates"), ("cost_limits", "write cost_limit")],
+)
+def test_arguments_of_load_that_nobody_would_look_for(tmp_path, name, message):
+    """SB3 would write them into the model, and the limit would be the old one."""
+    CPO("MlpPolicy", env(), 5.0, **KWARGS).save(tmp_path / "cpo")
+    with pytest.raises(TypeError, match=f"CPO has no argument '{name}': .*{message}"):
+        CPO.load(tmp_path / "cpo", env=env(), **{name: 3.0})
+    model = CPO.load(tmp_path / "cpo", env=env(), cost_limit=3.0, num_timesteps=0, tensorboard_log=None)
+    assert model.current_cost_limit == [3.0]
+
+
+def test_more_calls(tmp_path):
+    model = CPO("MlpPolicy", env(), 5.0, **KWARGS)
+    with pytest.raises(ValueError, match=r"the observation is a tuple.*the first of its entries"):
+        model.predict_cost_values(Plain().reset())
+    with pytest.raises(ValueError, match="n_envs must be positive, not 0"):
+        make_vec_env(Plain, n_envs=0)
+    with pytest.raises(ValueError, match="limit must be a finite number, got '10'"):
+        ExceedanceCost(env(), "10", 0.1)
+    report = safety_report(model, env(), 5, policies="deterministic")
+    assert [policy.policy for policy in report.policies] == ["deterministic"]
+
+
+def test_one_key_may_be_a_string():
+    model = CPO("MlpPolicy", env(), 5.0, **KWARGS)
+    assert evaluate_policy(model, env(), 2, cost_keys="cost")[2] == [4.0]
+    assert check_cost_env(env(lambda: {"fuel": 2.0}), 2, cost_keys="fuel", verbose=0).costs[0].name == "fuel"
+    assert CostMonitor(env(), cost_keys="cost").cost_keys == ("cost",)
+    with pytest.raises(TypeError, match=r"object of CPO, which does not derive from gymnasium.Env"):
+        check_cost_env(model)

@@ -403,6 +403,8 @@ def test_one_call_draws_a_training(plot, tmp_path, monkeypatch):
     model.learn(65)
     with pytest.raises(ValueError, match=r"tb holds 2 runs \(tb/CPO_1, tb/CPO_2\): name one"):
         plot.plot_training("tb")
+    with pytest.raises(FileNotFoundError, match="there is no folder nowhere"):
+        plot.plot_training("nowhere")
     with pytest.raises(FileNotFoundError, match="no evaluations or progress or tensorboard or monitor to read"):
         plot.plot_training(tmp_path / "images")
 

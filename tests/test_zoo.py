@@ -324,9 +324,9 @@ def test_an_environment_without_costs_gets_one_on_the_command_line(run, name, ep
         with pytest.raises(SystemExit, match="--cost my_module:my_function"):
             run(train, *args, "-n", "200", "--eval-freq", "-1", *TINY, "cost_limit:1")
         with pytest.raises(SystemExit, match=r"needs a cost_limit.*\n.*-params cost_limit:20.*--cost my_module:my_function"):
-            run(train, *args, "-n", "200", "--eval-freq", "-1", *TINY)
+            run(train, *args, "-f", "other", "-n", "200", "--eval-freq", "-1", *TINY)
         with pytest.raises(SystemExit, match=r"CPO has no argument 'n_epochs': n_critic_updates.*hyperparameter file"):
-            run(train, *args, "-n", "200", "--eval-freq", "-1", *TINY, "cost_limit:1", "n_epochs:3")
+            run(train, *args, "-f", "other", "-n", "200", "--eval-freq", "-1", *TINY, "cost_limit:1", "n_epochs:3")
         out = run(train, *args, "--cost", f"{module}:{name}", "-n", "200", "--eval-freq", "100", *TINY, "cost_limit:9")
         assert f"Episode cost: {episode_cost:.2f} +/- 0.00" in out
         assert (load_results("logs/cpo/Free-v0_2")["cost"] == episode_cost).all()
