@@ -15,18 +15,18 @@ from sb3_cpo import critics, distributed, log_keys, rollout_loop
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.cost_ledger import Ends
-from sb3_cpo.cost_model import CostModel
 from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.env_facts import check_finite, episode_length, innermost, is_wrapped, monitor_steps, name_env, notice_resets
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import explain_step, warn_of_negative_limits, warn_of_running_totals
+from sb3_cpo.saved_model import SavedModel
 
 # Fewer episodes in a rollout are worth a warning
 FEW_EPISODES = 10
 
 
-class CostRollouts(CostModel):
+class CostRollouts(SavedModel):
     """Collects rollouts with costs. Arguments: see :class:`~sb3_cpo.cost_model.CostModel`."""
 
     _checkpoints: Sequence[TrainingCheckpoint] = ()
