@@ -76,8 +76,18 @@ class GymnasiumVecEnv(VecEnv):
     def close(self) -> None:
         self.venv.close()
 
+    def has_attr(self, attr_name: str) -> bool:
+        inner: Any = self.venv.unwrapped
+        # A copy in another process does not survive being asked for what it has not
+        if isinstance(inner, gym.vector.AsyncVectorEnv):
+            return all(inner.call("has_wrapper_attr", attr_name))
+        return super().has_attr(attr_name)
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         inner: Any = self.venv.unwrapped
+        # nor for what cannot be pickled: the spec may hold a user's lambda
+        if attr_name == "spec" and isinstance(inner, gym.vector.AsyncVectorEnv):
+            return [inner.spec for _ in self._get_indices(indices)]
         if hasattr(inner, "get_attr"):  # of the copies
             values = inner.get_attr(attr_name)
         else:

@@ -2,8 +2,8 @@
 The mean cost of an episode (J), filtered over updates: what an update was expected to change, and what the rollouts show.
 
 A rollout measures J with a standard error; the predicted change of an update says how J has moved since the last rollout.
-A Kalman filter weighs one against the other. Its process noise, and a drift that no prediction holds (the second-order term of
-Corollary 2 of the paper), are learned from the difference between measurement and prediction. Numpy only.
+A Kalman filter weighs one against the other. Its process noise, by how much actual and predicted changes differ, is learned,
+and so is the distance that J keeps from its limit. Numpy only.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,12 @@ import numpy as np
 
 # Share of the newest difference in the process noise, and the least process noise as a share of the measurement's
 NOISE_RATE, LEAST_NOISE = 0.1, 0.05
-# Step size of the drift
-DRIFT_RATE = 0.15
-# Within so many standard deviations of the limit, actual and predicted changes of J may differ by this share of the limit
-NEAR, TOLERATED = 3.0, 0.2
-# The trust region keeps at least this share
-LEAST_REGION = 0.1
+# Standard deviations of the filtered J from its limit within which the next rollout may exceed it
+NEAR = 3.0
+# Distance from the limit, in standard deviations of the filtered J: at first, and at most; the share of rollouts near the
+# limit that may exceed it; step size by which the distance follows from those that do
+FIRST_CONFIDENCE, LARGEST_CONFIDENCE = 0.5, 3.0
+SHARE_OVER, CONFIDENCE_RATE = 0.15, 0.1
 
 
 class FilteredCost(NamedTuple):
@@ -29,8 +29,6 @@ class FilteredCost(NamedTuple):
     """of the mean"""
     process_noise: np.ndarray
     """variance that one update adds"""
-    drift: np.ndarray
-    """rise of J per update that no prediction holds, >= 0"""
 
 
 def first_filtered_cost(mean: np.ndarray, standard_error: np.ndarray) -> FilteredCost:
@@ -41,7 +39,7 @@ def first_filtered_cost(mean: np.ndarray, standard_error: np.ndarray) -> Filtere
     :param standard_error: (n_costs,) of it, NaN where it is not known
     """
     variance = np.nan_to_num(standard_error) ** 2
-    return FilteredCost(np.array(mean, dtype=np.float64), variance, variance.copy(), np.zeros_like(variance))
+    return FilteredCost(np.array(mean, dtype=np.float64), variance, variance.copy())
 
 
 def filter_cost(
@@ -54,7 +52,7 @@ def filter_cost(
     :param mean: (n_costs,) J of the rollout
     :param standard_error: (n_costs,) of it; NaN where it is not known: the measurement then counts as much as the prediction
     """
-    predicted = before.mean + predicted_change + before.drift
+    predicted = before.mean + predicted_change
     variance = before.variance + before.process_noise
     measured_variance = np.where(np.isnan(standard_error), variance, np.nan_to_num(standard_error) ** 2)
     total = variance + measured_variance
@@ -67,23 +65,24 @@ def filter_cost(
         predicted + gain * difference,
         (1 - gain) * variance,
         (1 - NOISE_RATE) * before.process_noise + NOISE_RATE * surprise,
-        np.maximum(before.drift + DRIFT_RATE * gain * difference, 0.0),
     )
 
 
-def region_share(filtered: FilteredCost, limit: np.ndarray) -> float:
+def is_near(filtered: FilteredCost, limit: np.ndarray) -> np.ndarray:
+    """(n_costs,) whether the next rollout may exceed its limit."""
+    return filtered.mean + NEAR * np.sqrt(filtered.variance + filtered.process_noise) > limit
+
+
+def adapt_confidence(confidence: np.ndarray, filtered: FilteredCost, mean: np.ndarray, limit: np.ndarray) -> np.ndarray:
     """
-    The share of the trust region that leaves J within its limit for the usual difference between actual and predicted changes.
+    The distance that J keeps from its limit, after one more rollout: more where too many rollouts exceed it, less where few do
+    (Gibbs and Candes, 2021, "Adaptive conformal inference under distribution shift"). In the long run, a share of SHARE_OVER
+    does, whatever the distribution of what an update changes unforeseen.
 
-    That difference grows with the region. Near a limit it should be no more than a fifth of the limit: there, the
-    region is made smaller; far below, J may move as it likes.
-
+    :param confidence: (n_costs,) in standard deviations
+    :param filtered: J, the rollout included
+    :param mean: (n_costs,) J of the rollout
     :param limit: (n_costs,)
-    :return: between LEAST_REGION and 1
     """
-    unforeseen = np.sqrt(filtered.process_noise)
-    is_near = filtered.mean + filtered.drift + NEAR * np.sqrt(filtered.variance + filtered.process_noise) > limit
-    tolerated = TOLERATED * np.maximum(np.abs(limit), np.abs(filtered.mean))
-    shares = np.ones_like(unforeseen)
-    np.divide(tolerated**2, unforeseen**2, out=shares, where=is_near & (unforeseen > tolerated))
-    return float(np.clip(shares, LEAST_REGION, 1.0).min(initial=1.0))
+    rise = CONFIDENCE_RATE * ((mean > limit) - SHARE_OVER)
+    return np.where(is_near(filtered, limit), np.clip(confidence + rise, 0.0, LARGEST_CONFIDENCE), confidence)

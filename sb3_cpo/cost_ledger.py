@@ -102,7 +102,7 @@ class CostChange(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """Where episodes end in the steps of a rollout. Arrays have shape (n_steps, n_envs)."""
+    """Where episodes end in the steps of a rollout. Arrays have shape (n_steps, n_envs), the last one (n_steps,)."""
 
     episode_ends: np.ndarray
     """Whether the step is the last of its episode"""
@@ -110,6 +110,8 @@ class Ends(NamedTuple):
     """and whether that was played to its end, and not reset by somebody else."""
     monitor_lengths: np.ndarray
     """Length of the episode that ended, as a monitor has counted it; 0: no monitor."""
+    was_reset_after: np.ndarray
+    """Whether somebody else has reset the environments after the step, and played in them perhaps."""
 
 
 class CostLedger:
@@ -120,6 +122,11 @@ class CostLedger:
     :param keys: keys of ``info`` that the costs come from; None: ``info["cost"]``
     :param n_costs: number of costs
     """
+
+    monitor_steps: list[int] | None = None
+    """Steps that the monitor of each environment had counted when we stepped it last; None: nobody knows."""
+    _is_doubtful: np.ndarray | None = None
+    """(n_envs,) whether others may have played a part of the episode in progress; None: of none"""
 
     def __init__(self, keys: tuple[str, ...] | None, n_costs: int):
         self.keys = keys
@@ -156,10 +163,26 @@ class CostLedger:
 
     def forget_episodes(self) -> None:
         """The environments are reset: the episodes in progress will not go on."""
-        self._raw_episodes = self._shaped_episodes = None
+        self._raw_episodes = self._shaped_episodes = self._is_doubtful = self.monitor_steps = None
 
-    def start_rollout(self) -> None:
-        """Forget the episodes that have ended; those in progress go on."""
+    def restart_episodes(self, n_envs: int) -> None:
+        """Between two of our steps, somebody else has reset the environments, or has played in them."""
+        everywhere = np.ones(n_envs, dtype=bool)
+        if self._raw_episodes is not None and self._raw_episodes.lengths.any():
+            _warn_of_reset()
+        for episodes in (self._raw_episodes, self._shaped_episodes):
+            if episodes is not None:
+                episodes.restart(everywhere)
+        self._is_doubtful = everywhere
+
+    def start_rollout(self, monitor_steps: list[int] | None = None) -> None:
+        """
+        Forget the episodes that have ended; those in progress go on, unless others have played them.
+
+        :param monitor_steps: steps that the monitor of each environment has counted; None: nobody knows
+        """
+        if self.monitor_steps is not None and monitor_steps is not None and monitor_steps != self.monitor_steps:
+            self.restart_episodes(len(monitor_steps))
         self.returns = []
         for episodes in (self._raw_episodes, self._shaped_episodes):
             if episodes is not None:
@@ -197,31 +220,34 @@ class CostLedger:
             self._shaped_episodes = EpisodeCosts(n_envs, self.n_costs, gamma)
         episode_ends, is_counted, restarts = self._cut_where_reset(ends)
         if restarts.any() or (episode_ends & ~is_counted).any():
-            warnings.warn(
-                "the training environment was reset while episodes were in progress, by an evaluation perhaps: what had been "
-                "played of these episodes does not count for the mean episode cost. Evaluate on an environment of its own"
-            )
+            _warn_of_reset()
         _add(self._raw_episodes, costs, episode_ends, is_counted, restarts)
         if bonus is not None and self._shaped_episodes is not None:
             _add(self._shaped_episodes, costs + bonus, episode_ends, is_counted, restarts)
 
     def _cut_where_reset(self, ends: Ends) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        An episode that was shorter by its monitor than by our count began later than we thought.
+        An episode that was shorter by its monitor than by our count began later than we thought. One that was longer may be a
+        game of several lives; but after a reset by others, they have played a part of it.
 
         :return: ends of episodes and whether they count, (n_steps, n_envs), and whose begin with these steps, (n_envs,)
         """
         episode_ends, is_counted = ends.episode_ends.copy(), ends.is_counted.copy()
-        restarts = np.zeros(episode_ends.shape[1], dtype=bool)
+        is_doubtful = np.zeros(episode_ends.shape[1], dtype=bool) if self._is_doubtful is None else self._is_doubtful.copy()
+        restarts = np.zeros_like(is_doubtful)
         lengths = self.steps_in_episode(episode_ends) + 1
-        for step, env in np.argwhere(is_counted & (ends.monitor_lengths > 0) & (ends.monitor_lengths < lengths)):
-            begin = step + 1 - ends.monitor_lengths[step, env]
-            if begin > 0:
+        for step, env in np.argwhere(episode_ends):
+            length = ends.monitor_lengths[step, env]
+            begin = step + 1 - length
+            is_shorter = 0 < length < lengths[step, env]
+            if is_shorter and begin > 0:
                 episode_ends[begin - 1, env] = True
-            elif begin == 0:
+            elif is_shorter and begin == 0:
                 restarts[env] = True
-            else:
+            elif is_shorter or (is_doubtful[env] and length != lengths[step, env]):
                 is_counted[step, env] = False
+            is_doubtful[env] = ends.was_reset_after[step]
+        self._is_doubtful = is_doubtful
         return episode_ends, is_counted, restarts
 
     def close_rollout(
@@ -254,3 +280,10 @@ def _add(
     episodes.restart(restarts)
     for step_costs, dones, counted in zip(costs, episode_ends, is_counted, strict=True):
         episodes.add(step_costs, dones, counted)
+
+
+def _warn_of_reset() -> None:
+    warnings.warn(
+        "the training environment was reset while episodes were in progress, by an evaluation perhaps: what had been "
+        "played of these episodes does not count for the mean episode cost. Evaluate on an environment of its own"
+    )

@@ -11,22 +11,22 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cpo import critics, distributed, log_keys
+from sb3_cpo import critics, distributed, log_keys, rollout_loop
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.cost_ledger import Ends
-from sb3_cpo.cost_model import CostModel
 from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
-from sb3_cpo.env_facts import check_finite, episode_length, innermost, is_wrapped, name_env, notice_resets
+from sb3_cpo.env_facts import check_finite, episode_length, innermost, is_wrapped, monitor_steps, name_env, notice_resets
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import explain_step, warn_of_negative_limits, warn_of_running_totals
+from sb3_cpo.saved_model import SavedModel
 
 # Fewer episodes in a rollout are worth a warning
 FEW_EPISODES = 10
 
 
-class CostRollouts(CostModel):
+class CostRollouts(SavedModel):
     """Collects rollouts with costs. Arguments: see :class:`~sb3_cpo.cost_model.CostModel`."""
 
     _checkpoints: Sequence[TrainingCheckpoint] = ()
@@ -51,20 +51,36 @@ class CostRollouts(CostModel):
             self._resumption = None
         for checkpoint in self._checkpoints:
             checkpoint.between_updates()
-        self.ledger.start_rollout()
+        self.ledger.start_rollout(monitor_steps(env))
         self._is_stopped_elsewhere = False
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
         watch = EnvWatch(env, lambda: self.num_timesteps)
+        steps_before = self.num_timesteps
+
+        def on_reset() -> None:
+            if watch.is_step_lost:
+                # Within a step: the environments' own
+                return
+            # Before the first step or after the last; else in the callback, with a step that waits for being stored
+            if self.num_timesteps == steps_before or rollout_buffer.full:
+                self.ledger.restart_episodes(env.num_envs)
+            else:
+                rollout_buffer.was_reset_outside = True
+
         try:
-            with notice_resets(env, rollout_buffer), watch:
-                is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            with notice_resets(env, on_reset), watch:
+                if rollout_loop.fits(self):
+                    is_complete = rollout_loop.collect(self, env, callback, rollout_buffer, n_rollout_steps)
+                else:
+                    is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
             elif rollout_buffer.on_full is not None:
                 name = f"{type(rollout_buffer).__name__}.compute_returns_and_advantage"
                 raise ValueError(f"{name} must call that of CostRolloutBuffer: the costs of the rollout were not counted")
             is_complete = is_complete and not self._is_stopped_elsewhere
+            self.ledger.monitor_steps = monitor_steps(env)
         except BaseException as error:
             # Interrupted: if `learn` is called again, the episodes in progress go on. One of several processes is lost to the
             # others
@@ -174,7 +190,8 @@ class CostRollouts(CostModel):
         """Add the buffer's first steps to the sums of the episodes in progress, with the bonus of shaping."""
         buffer = self.rollout_buffer
         bonus = None if self.cost_shaping is None else self.cost_shaping.shape(buffer, n_steps)
-        ends = Ends(buffer.episode_ends[:n_steps], buffer.is_counted[:n_steps], buffer.monitor_lengths[:n_steps])
+        arrays = (buffer.episode_ends, buffer.is_counted, buffer.monitor_lengths, buffer.was_reset_after)
+        ends = Ends(*(array[:n_steps] for array in arrays))
         self.ledger.add_steps(buffer.costs[:n_steps], bonus, ends, self.cost_gamma)
 
     def _complete_rollout(self) -> None:
@@ -224,6 +241,9 @@ class CostRollouts(CostModel):
             # After this batch's bonus: the bonus comes from earlier batches
             self._record(log_keys.of_shaping(self.cost_shaping.fit_to(buffer), buffer.cost_bonus))
         buffer.rewards[:] = self._combine_rewards(buffer.rewards, buffer.constrained_costs)
+        for step, index in np.argwhere(~(np.abs(buffer.rewards) <= LARGEST_COST))[:1].tolist():
+            played = self.num_timesteps - (buffer.buffer_size - 1 - step) * buffer.n_envs * distributed.world_size()
+            check_finite("reward less the penalised costs", buffer.rewards[step, index], env, played, index, LARGEST_COST)
 
     def _combine_rewards(self, rewards: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """

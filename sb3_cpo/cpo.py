@@ -10,7 +10,13 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_cpo import distributed, log_keys
 from sb3_cpo.buffers import CostRolloutBuffer
-from sb3_cpo.cost_filter import FilteredCost, filter_cost, first_filtered_cost, region_share
+from sb3_cpo.cost_filter import (
+    FIRST_CONFIDENCE,
+    FilteredCost,
+    adapt_confidence,
+    filter_cost,
+    first_filtered_cost,
+)
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.critics import CriticBatch
@@ -22,8 +28,6 @@ from sb3_cpo.trust_region import TrustRegionStep
 from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
 from sb3_cpo.watchdog import Watchdog
 
-# Standard deviations of the filtered J that are kept as a distance from the limit
-CONFIDENCE = 0.5
 # An action is held responsible for the costs of the next hundred steps
 COST_GAE_GAMMA = 0.99
 
@@ -92,8 +96,8 @@ class CPO(TrustRegionAlgorithm):
     :param n_noise_draws: Draws of random signs by which the noise of the gradients is measured: an update then expects of the
         costs only what episodes have in common, and J is filtered over updates. 0: the paper's, which trusts every batch
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors, or standard deviations of the filtered J
-        with the usual difference between actual and predicted change. 0 constrains the mean. None: 0.5; 0 where
-        ``n_noise_draws`` is 0
+        with the usual difference between actual and predicted change. 0 constrains the mean. None: so much that 15 % of the
+        rollouts near the limit exceed it, learned in training; 0 where ``n_noise_draws`` is 0
     :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
         action), so that actual decreases smaller than the predicted ones cause no lasting excess. 0 is the paper's: no margin
     :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
@@ -102,7 +106,7 @@ class CPO(TrustRegionAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
-    changed_by_update = ("margin", "filtered_cost", "_recent", "_watchdog")
+    changed_by_update = ("margin", "filtered_cost", "confidence", "_recent", "_watchdog")
 
     @names_mistakes
     def __init__(
@@ -185,7 +189,7 @@ class CPO(TrustRegionAlgorithm):
         )
         self.n_cost_rollouts = n_cost_rollouts
         self.n_noise_draws = n_noise_draws
-        self.cost_confidence: float = cost_confidence  # type: ignore[assignment]
+        self.cost_confidence = cost_confidence
         self.cost_margin_lr = cost_margin_lr
 
         if _init_setup_model:
@@ -193,8 +197,8 @@ class CPO(TrustRegionAlgorithm):
 
     def _setup_model(self) -> None:
         # The paper's where batches are trusted as they are
-        if self.cost_confidence is None:
-            self.cost_confidence = CONFIDENCE if self.n_noise_draws > 0 else 0.0
+        if self.cost_confidence is None and self.n_noise_draws == 0:
+            self.cost_confidence = 0.0
         if self.cost_gae_gamma is None and self.n_noise_draws > 0:
             self.cost_gae_gamma = min(COST_GAE_GAMMA, self.cost_gamma)
         super()._setup_model()
@@ -204,6 +208,7 @@ class CPO(TrustRegionAlgorithm):
         super()._forget_costs()
         self._recent = deque(maxlen=self.n_cost_rollouts)
         self.filtered_cost: FilteredCost | None = None
+        self.confidence = np.full(self.n_costs, FIRST_CONFIDENCE)
         self.margin = CostMargin(self.n_costs)
         self._watchdog = Watchdog()
 
@@ -227,7 +232,7 @@ class CPO(TrustRegionAlgorithm):
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
-        violation = self._believed_cost(rollout.cost) - rollout.limit
+        violation = self._believed_cost(rollout.cost, rollout.limit) - rollout.limit
 
         # 2. How its cost changes with the policy
         batch = self._cost_batch(rollout)
@@ -241,7 +246,6 @@ class CPO(TrustRegionAlgorithm):
             batches,
             violation + self.margin.value,
             n_noise_draws=self.n_noise_draws,
-            target_kl=self.target_kl * self._region_share(rollout.limit),
         )
 
         # 4. What it teaches
@@ -251,21 +255,21 @@ class CPO(TrustRegionAlgorithm):
         self.ledger.predicted_change = step.predicted_cost_change
         return self._describe(rollout, step, violation)
 
-    def _believed_cost(self, cost: CostEstimate) -> np.ndarray:
+    def _believed_cost(self, cost: CostEstimate, limit: np.ndarray) -> np.ndarray:
         """(n_costs,) J that the constraints are about: filtered where predictions can be trusted, and on the safe side."""
         if self.n_noise_draws == 0:
             # No standard error is known from a single episode, and nothing is added
-            return cost.mean + self.cost_confidence * np.nan_to_num(cost.standard_error)
+            return cost.mean + float(self.cost_confidence or 0.0) * np.nan_to_num(cost.standard_error)
         if self.filtered_cost is None or self.ledger.predicted_change is None:
             self.filtered_cost = first_filtered_cost(cost.mean, cost.standard_error)
         else:
             self.filtered_cost = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
         filtered = self.filtered_cost
-        return filtered.mean + filtered.drift + self.cost_confidence * np.sqrt(filtered.variance + filtered.process_noise)
-
-    def _region_share(self, limit: np.ndarray) -> float:
-        """The share of the trust region that the next step may use."""
-        return 1.0 if self.filtered_cost is None else region_share(self.filtered_cost, limit)
+        if self.cost_confidence is None:
+            self.confidence = adapt_confidence(self.confidence, filtered, cost.mean, limit)
+        else:
+            self.confidence = np.full(self.n_costs, self.cost_confidence)
+        return filtered.mean + self.confidence * np.sqrt(filtered.variance + filtered.process_noise)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""
@@ -298,7 +302,7 @@ class CPO(TrustRegionAlgorithm):
     def _describe(self, rollout: Rollout, step: TrustRegionStep, violation: np.ndarray) -> Row:
         row = log_keys.of_step(step) | log_keys.of_constraints(step, violation) | self._watchdog.row
         if self.filtered_cost is not None:
-            row |= log_keys.of_filter(self.filtered_cost)
+            row |= log_keys.of_filter(self.filtered_cost, self.confidence)
         if self.cost_margin_lr > 0:
             row |= log_keys.of_margin(self.margin.value)
         # Proposition 2 needs the advantages of the costs that J sums

@@ -6,7 +6,7 @@ user's lambda for instance, dies. Adapters of other simulators implement of a ``
 where one does not answer, it says nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,14 +68,23 @@ def episode_length(env: VecEnv) -> float | None:
     return float(np.mean(lengths[-100:])) if isinstance(lengths, list) and lengths else None
 
 
+def monitor_steps(env: VecEnv) -> list[int] | None:
+    """Steps that the monitor of each copy has counted since it was made; None: there are none."""
+    try:
+        steps = list(env.get_attr("total_steps")) if env.has_attr("total_steps") else []
+    except Exception:
+        return None
+    return steps if len(steps) == env.num_envs else None
+
+
 @contextmanager
-def notice_resets(env: VecEnv, buffer: Any) -> Iterator[None]:
-    """Within a rollout, only others reset the environments, an evaluation for instance: tell the buffer."""
+def notice_resets(env: VecEnv, on_reset: Callable[[], None]) -> Iterator[None]:
+    """Within a rollout, only others reset the environments, an evaluation for instance: call this then."""
     inner = innermost(env)
     own_reset, reset = vars(inner).get("reset"), inner.reset
 
     def noticed_reset(*args: Any, **kwargs: Any) -> Any:
-        buffer.was_reset_outside = True
+        on_reset()
         return reset(*args, **kwargs)
 
     inner.reset = noticed_reset  # type: ignore[method-assign]

@@ -20,12 +20,14 @@ from sb3_cpo.env_facts import check_finite, innermost, name_env
 
 # Seconds without an answer of a process after which a user is told, and after which an interrupted step is given up
 PATIENCE, LAST_PATIENCE = 60.0, 5.0
+# Wrappers keep sums of squares in double precision, whose largest number is 1.8e308
+LARGEST_WRAPPED = 1e100
 
 
 class EnvWatch:
     """
-    While it is entered, a ``VecEnv`` returns finite values only, and says which of its processes has died. Where no wrapper
-    may bring them down, they are no larger than single precision can square, either.
+    While it is entered, a ``VecEnv`` returns finite values only, and says which of its processes has died. Nor are they larger
+    than can be squared: in single precision, or in double where a wrapper may bring them down.
 
     :param env: wrapped or not
     :param num_timesteps: steps played so far, for messages
@@ -33,10 +35,10 @@ class EnvWatch:
 
     def __init__(self, env: VecEnv, num_timesteps: Callable[[], int]):
         self.env, self._inner = env, innermost(env)
-        self._largest = LARGEST_COST if self._inner is env else float(np.finfo(np.float64).max)
+        self._largest = LARGEST_COST if self._inner is env else LARGEST_WRAPPED
         self._num_timesteps = num_timesteps
         self.is_step_lost = False
-        """Whether a step was interrupted: the environments have taken it, or some of them, and nobody has seen it."""
+        """Whether a step is under way, or was interrupted: the environments have taken it, or some, and nobody has seen it."""
 
     def __enter__(self) -> "EnvWatch":
         inner: Any = self._inner

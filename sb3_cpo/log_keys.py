@@ -65,9 +65,9 @@ def of_violation(violation: np.ndarray) -> Row:
     return {"train/violation": violation}
 
 
-def of_filter(filtered: FilteredCost) -> Row:
-    """The filtered J, and its estimated rise per update beyond the predicted change."""
-    return {"train/ep_cost_filtered": filtered.mean, "train/cost_drift": filtered.drift}
+def of_filter(filtered: FilteredCost, confidence: np.ndarray) -> Row:
+    """The filtered J, and the distance kept from the limit in its standard deviations."""
+    return {"train/ep_cost_filtered": filtered.mean, "train/cost_confidence": confidence}
 
 
 def of_margin(margin: np.ndarray) -> Row:
@@ -185,7 +185,7 @@ NOT_IN_TABLES = {
     "safety/first_feasible_step",
     "train/violation",
     "train/ep_cost_filtered",
-    "train/cost_drift",
+    "train/cost_confidence",
     "train/cost_margin",
     "train/worst_case_cost",
     "train/lambda",

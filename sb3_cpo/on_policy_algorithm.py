@@ -17,7 +17,7 @@ from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.checkpoints.callbacks import walk
 from sb3_cpo.cost_rollouts import CostRollouts
 from sb3_cpo.defaults import TOTAL_TIMESTEPS
-from sb3_cpo.env_facts import is_wrapped
+from sb3_cpo.env_facts import is_wrapped, monitor_steps
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
@@ -92,6 +92,8 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
             total_timesteps, callback = super()._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
+        if self.ledger.monitor_steps is None:
+            self.ledger.monitor_steps = monitor_steps(self.env)
         self._n_updates_at_start = self._n_updates
         if resumption is not None:
             resumption.finish_setup(self, has_custom_logger)

@@ -1,10 +1,12 @@
 """SB3's actor-critic policies with a critic of the costs beside the critic of the reward."""
 
+import math
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import (
@@ -17,6 +19,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDict
 from torch import nn
 
+from sb3_cpo.action_range import RangeLinear, action_range
 from sb3_cpo.observation_normalizer import ObservationNormalizer, keep_outputs, normalized_keys
 from sb3_cpo.standardized_head import StandardizedLinear
 
@@ -32,6 +35,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
     The cost critic is fitted to standardised targets (an episode's cost may be 0.1 or 1000); :meth:`predict_cost_values` gives
     values in units of the cost.
 
+    :param log_std_init: Logarithm of the first standard deviation of the actions, in their unit, as in SB3. None: half of the
+        way from the centre of an action's range to its ends, and means begin at the centre and are learned in the unit of the
+        range. (With gSDE, and where actions have no range: SB3's.)
     :param n_costs: Number of constraints. The algorithm fills it in. With 0 there is no cost critic.
     :param normalize_observations: Standardise observations by their running mean and variance, which are part of the policy's
         parameters. The algorithm fills it in: it does where the observations are vectors and no ``VecNormalize`` does
@@ -44,6 +50,7 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         *args: Any,
+        log_std_init: float | None = None,
         n_costs: int = 0,
         normalize_observations: bool = False,
         standardize_returns: bool = False,
@@ -51,7 +58,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
     ):
         self.n_costs = n_costs
         self.standardize_returns = standardize_returns
+        self._has_std_by_range = log_std_init is None
         self.normalize_observations = normalize_observations and bool(normalized_keys(observation_space))
+        kwargs["log_std_init"] = 0.0 if log_std_init is None else log_std_init
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -64,10 +73,14 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             normalize_observations=self.normalize_observations,
             standardize_returns=self.standardize_returns,
         )
+        if self._has_std_by_range:
+            data["log_std_init"] = None
         return data
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        if self._has_std_by_range and isinstance(self.action_dist, DiagGaussianDistribution):
+            self._use_range_of_actions()
         if self.standardize_returns:
             head = StandardizedLinear(self.value_net.in_features, 1)
             # As SB3 has initialised it
@@ -88,6 +101,30 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             # All parameters in one pass: the critics take hundreds of small steps per update
             kwargs["fused"] = True
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+
+    def _use_range_of_actions(self) -> None:
+        centre, half_range, first_std = action_range(self.action_space)  # type: ignore[arg-type]
+        self.action_net: nn.Module = RangeLinear(self.action_net, centre, half_range)  # type: ignore[arg-type]
+        with th.no_grad():
+            self.log_std.copy_(first_std.log())
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        SB3's, bit for bit: actions, values and log-probabilities. Of a Gaussian, torch's distribution is not made: with a
+        hundred copies, making and checking it takes a quarter of the time of the whole.
+        """
+        is_gaussian = type(self.action_dist) is DiagGaussianDistribution
+        is_own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
+        if not is_gaussian or is_own or deterministic or not self.share_features_extractor:
+            return super().forward(obs, deterministic)
+        latent_pi, latent_vf = self.mlp_extractor(self.extract_features(obs))
+        values, mean, std = self.value_net(latent_vf), self.action_net(latent_pi), self.log_std.exp()
+        actions = mean + th.empty_like(mean).normal_() * std
+        log_prob = (-((actions - mean) ** 2) / (2 * std**2) - std.log() - math.log(math.sqrt(2 * math.pi))).sum(dim=1)
+        if log_prob.isnan().any():
+            # torch's distribution says what is wrong
+            return super().forward(obs)
+        return actions.reshape(-1, *self.action_space.shape), values, log_prob  # type: ignore[misc]
 
     def _normalize(self, extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.observation_normalizer(args[0]), *args[1:])
@@ -167,7 +204,10 @@ class CostActorCriticPolicy(ActorCriticPolicy):
 
     def predict_standardised_cost_values(self, obs: PyTorchObs) -> th.Tensor:
         """The cost critic's raw outputs, (batch_size, n_costs): what its loss compares with :meth:`standardise_costs`."""
-        return self.cost_value_net.standardized(self.cost_mlp_extractor(self.extract_cost_features(obs)))
+        return self.predict_standardised_from_features(self.extract_cost_features(obs))
+
+    def predict_standardised_from_features(self, features: th.Tensor) -> th.Tensor:
+        return self.cost_value_net.standardized(self.cost_mlp_extractor(features))
 
     def predict_cost_values(self, obs: PyTorchObs) -> th.Tensor:
         """

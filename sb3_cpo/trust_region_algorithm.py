@@ -82,7 +82,6 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         violation: np.ndarray | None = None,
         solve: Solver = solve_dual,
         n_noise_draws: int = 0,
-        target_kl: float | None = None,
     ) -> TrustRegionStep:
         """
         Raise the surrogate return, subject to ``violation + change of the cost surrogates <= 0`` and ``KL <= target_kl``.
@@ -90,7 +89,6 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         :param cost_batches: what the cost surrogates are estimated on, this rollout last; empty: no constraints
         :param violation: (n_costs,) one per constraint
         :param n_noise_draws: draws of random signs by which the noise of the gradients is measured; 0: it is not
-        :param target_kl: where it is to be smaller than the algorithm's
         :param solve: which step in the span of the gradients, see :func:`~sb3_cpo.trust_region.trust_region_step`
         """
         samples, actor_params = rollout.samples, rollout.actor_params
@@ -126,7 +124,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             actor_params,
             evaluate,
             np.zeros(0) if violation is None else violation,
-            self.target_kl if target_kl is None else target_kl,
+            self.target_kl,
             cg_max_steps=self.cg_max_steps,
             cg_damping=self.cg_damping,
             shrinking_factor=self.line_search_shrinking_factor,

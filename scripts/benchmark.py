@@ -4,11 +4,14 @@ How fast is it? Each subcommand measures one thing and prints a table.
     python scripts/benchmark.py envs
     python scripts/benchmark.py train
     python scripts/benchmark.py update
+    python scripts/benchmark.py memory
     python scripts/benchmark.py processes
 """
 
 import argparse
+import multiprocessing
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -227,6 +230,75 @@ def benchmark_update(args: argparse.Namespace) -> None:
         print(line)
 
 
+def resident() -> float:
+    """Memory of this process in MB, now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+
+
+def peak_of_an_update(name: str, n_steps: int, results) -> None:
+    """Memory of one rollout and one update above that of the model, in MB; a process of its own runs it."""
+    import torch as th
+    from sb3_contrib import TRPO
+
+    from safe_envs import BatchVecEnv
+    from sb3_cpo import CPO, make_vec_env
+
+    th.set_num_threads(1)
+    env = make_vec_env("SafeHumanoidCircle-v0", n_envs=100, vec_env_cls=BatchVecEnv, seed=0)
+    kwargs = {"n_steps": n_steps // 100, "batch_size": 1000, "n_critic_updates": 2, "cg_max_steps": 10, "device": "cpu"}
+    if name == "CPO, whole Fisher matrix":
+        kwargs["fisher_sub_sampling_factor"] = 1
+    model = TRPO("MlpPolicy", env, **kwargs) if name == "TRPO of contrib" else CPO("MlpPolicy", env, **kwargs)
+    before = resident()
+    model.learn(n_steps)
+    results.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before)
+
+
+def growth(n_updates: int, results) -> None:
+    """Memory in MB after a sixth of the updates, and after all of them."""
+    import torch as th
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from sb3_cpo import CPO, make_vec_env
+
+    class Watch(BaseCallback):
+        def __init__(self):
+            super().__init__()
+            self.memory: list[float] = []
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.memory.append(resident())
+
+    th.set_num_threads(1)
+    env = make_vec_env("SafePointCircle-v0", n_envs=4, env_kwargs={"max_episode_steps": 20}, seed=0)
+    model, watch = CPO("MlpPolicy", env, n_steps=40, batch_size=40, n_critic_updates=2, device="cpu"), Watch()
+    model.learn(n_updates * 160, callback=watch)
+    results.put((watch.memory[n_updates // 6], watch.memory[-1]))
+
+
+def benchmark_memory(args: argparse.Namespace) -> None:
+    """Peak memory of one update on 100,000 steps of the humanoid, beside sb3-contrib's TRPO; growth over small updates."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+
+    def in_a_process(function, *arguments):
+        process = context.Process(target=function, args=(*arguments, results))
+        process.start()
+        result = results.get()
+        process.join()
+        return result
+
+    print(f"\nOne update on {args.steps} steps of SafeHumanoidCircle-v0, peak above the model")
+    for name in ("TRPO of contrib", "CPO", "CPO, whole Fisher matrix"):
+        print(f"  {name:<32} {in_a_process(peak_of_an_update, name, args.steps):>6.0f} MB", flush=True)
+    early, late = in_a_process(growth, args.updates)
+    print(f"{args.updates} updates: {early:.0f} MB after {args.updates // 6}, {late:.0f} MB after all", flush=True)
+
+
 def train_in_process(rank: int, n_processes: int, folder: str, args: argparse.Namespace, results) -> None:
     """One of several processes that train together; the first one puts steps per second and what was sent into results."""
     import torch as th
@@ -283,7 +355,6 @@ def processes_at_balance(update_seconds: float, n_bytes: float, n_messages: floa
 
 def benchmark_processes(args: argparse.Namespace) -> None:
     """Compare training on one and on two processes of one thread each, and say how far that carries."""
-    import multiprocessing
     import tempfile
 
     context = multiprocessing.get_context("spawn")
@@ -346,6 +417,11 @@ def main() -> None:
     one_update = subcommands.add_parser("update", help=benchmark_update.__doc__)
     one_update.add_argument("--rounds", type=int, default=5, help="rounds, measured in turns")
     one_update.set_defaults(run=benchmark_update)
+
+    memory = subcommands.add_parser("memory", help=benchmark_memory.__doc__)
+    memory.add_argument("--steps", type=int, default=100_000, help="of the one update")
+    memory.add_argument("--updates", type=int, default=300, help="small ones")
+    memory.set_defaults(run=benchmark_memory)
 
     processes = subcommands.add_parser("processes", help=benchmark_processes.__doc__)
     processes.add_argument("--env", default="SafeAntCircle-v0")

@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 N_STEPS, N_ENVS, N_ROLLOUTS, SAVE_EVERY = 20, 2, 40, 2
 ROLLOUT = N_STEPS * N_ENVS
@@ -95,7 +95,8 @@ def compare(folder: Path, undisturbed: Path) -> list[str]:
             different.append(name)
     scalars, others = read_scalars(folder), read_scalars(undisturbed)
     for tag in sorted(scalars.keys() | others.keys()):
-        if scalars.get(tag) != others.get(tag):
+        # As text, which is exact: NaN is unequal to itself
+        if str(scalars.get(tag)) != str(others.get(tag)):
             different.append(f"TensorBoard's {tag}: {scalars.get(tag)} and not {others.get(tag)}")
     return different
 
@@ -115,18 +116,27 @@ def steps_of(folder: Path) -> int:
     return max(steps, default=0)
 
 
-def kill(folder: Path, is_writing: bool, rng: random.Random) -> tuple[bool, int]:
+class Kill(NamedTuple):
+    is_killed: bool
+    """Before its end."""
+    is_writing: bool
+    """While a checkpoint was being written."""
+    n_steps: int
+    """That it had logged."""
+
+
+def kill(folder: Path, is_writing: bool, rng: random.Random) -> Kill:
     """
     Let a training go on for a while and kill it.
 
     :param is_writing: wait until a checkpoint is being written
-    :return: whether it was killed before its end; steps that it had logged
     """
+    began = time.time()
     process = start(folder)
     checkpoints, progress = folder / "checkpoints", folder / "progress.csv"
     before = steps_of(folder)
     # Its own beginning takes seconds: count from the first row that it adds
-    while process.poll() is None and logged_steps(progress) <= before:
+    while process.poll() is None and not (is_newer(progress, began) and logged_steps(progress) > before):
         time.sleep(0.002)
     end = time.monotonic() + rng.uniform(0.0, 0.7)
     while process.poll() is None and time.monotonic() < end:
@@ -138,7 +148,15 @@ def kill(folder: Path, is_writing: bool, rng: random.Random) -> tuple[bool, int]
     status = process.wait()
     if not is_killed and status != 0:
         raise SystemExit(f"the training failed:\n{folder.with_suffix('.log').read_text()[-3000:]}")
-    return is_killed, logged_steps(progress)
+    has_torn = any(is_newer(path, began) for path in checkpoints.glob("*.unfinished"))
+    return Kill(is_killed, has_torn, logged_steps(progress))
+
+
+def is_newer(path: Path, moment: float) -> bool:
+    try:
+        return path.stat().st_mtime > moment
+    except OSError:
+        return False
 
 
 def logged_steps(progress: Path) -> int:
@@ -173,13 +191,14 @@ def main() -> None:
             while is_killed:
                 is_writing = n_kills % 2 == 1
                 if n_kills < args.kills:
-                    is_killed, reached = kill(folder, is_writing, rng)
+                    is_killed, has_torn, reached = kill(folder, is_writing, rng)
                 else:
-                    is_killed, reached = start(folder).wait() != 0, N_ROLLOUTS * ROLLOUT
+                    is_killed, has_torn, reached = start(folder).wait() != 0, False, N_ROLLOUTS * ROLLOUT
                 if is_killed:
                     n_kills += 1
-                    n_writing += any((folder / "checkpoints").glob("*.unfinished"))
+                    n_writing += has_torn
                     most_lost = max(most_lost, reached - steps_of(folder))
+                    print(f"kill {n_kills}: {reached} steps{', while a checkpoint was written' * has_torn}", flush=True)
                     if n_kills > args.kills:
                         raise SystemExit(f"a resumed training failed:\n{folder.with_suffix('.log').read_text()[-3000:]}")
             if different := compare(folder, root / "undisturbed"):

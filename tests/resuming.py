@@ -71,7 +71,10 @@ def assert_same_model(model, other):
     assert all(th.equal(moments[i][key], others[i][key]) for i in moments for key in moments[i])
     assert model.num_timesteps == other.num_timesteps
     assert model._n_updates == other._n_updates
-    np.testing.assert_array_equal(model._last_obs, other._last_obs)
+    observations, others = ({None: obs} if isinstance(obs, np.ndarray) else obs for obs in (model._last_obs, other._last_obs))
+    assert observations.keys() == others.keys()
+    for key in observations:
+        np.testing.assert_array_equal(observations[key], others[key])
     np.testing.assert_array_equal(model.safety.cumulative_cost, other.safety.cumulative_cost)
 
 

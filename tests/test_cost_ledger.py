@@ -1,5 +1,12 @@
+import gymnasium as gym
 import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_cpo import CPO, FailurePredictor, evaluate_policy, make_vec_env
 from sb3_cpo.cost_ledger import SafetyRecord
 
 
@@ -49,3 +56,122 @@ def test_records_do_not_share_arrays():
     first.add(np.ones((1, 1, 1)), np.array([1.0]), 1)
     assert second.cumulative_cost == 0
     assert second.n_violations == 0
+
+
+# ---------------------------------------------------------------- others in the training environment
+
+
+class TenPerEpisode(gym.Env):
+    """Episodes of 4 to 12 steps cost 10 each, if all of their steps are counted."""
+
+    def __init__(self):
+        self.observation_space, self.action_space = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.length, self.t = int(self.np_random.integers(4, 13)), 0
+        return np.zeros(2, dtype=np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, dtype=np.float32), 0.0, False, self.t == self.length, {"cost": 10 / self.length}
+
+
+class UseTrainingEnv(BaseCallback):
+    """Play in the training environment where ``moment`` says, and note J after each rollout."""
+
+    def __init__(self, moment, play):
+        super().__init__()
+        self.moment, self.play, self.seen = moment, play, []
+
+    def _at(self, moment):
+        if moment == self.moment:
+            self.play(self.model, self.training_env)
+
+    def _on_training_start(self):
+        self._at("training_start")
+
+    def _on_rollout_start(self):
+        self._at("rollout_start")
+
+    def _on_step(self):
+        self._at("step" if self.n_calls % 19 == 0 else "")
+        return True
+
+    def _on_rollout_end(self):
+        self.seen.append(float(self.model.ep_cost_mean[0]))
+        self._at("rollout_end")
+
+    def _on_training_end(self):
+        self._at("training_end")
+
+
+def evaluate(model, env):
+    # Of three environments, one is left in the middle of an episode
+    evaluate_policy(model, env, 2)
+
+
+def play_by_hand(model, env):
+    env.reset()
+    for _ in range(6):
+        env.step(np.zeros((env.num_envs, 1), dtype=np.float32))
+
+
+MOMENTS = ["training_start", "rollout_start", "step", "rollout_end", "training_end"]
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended", "ignore:the training environment was reset")
+@pytest.mark.parametrize("play", [evaluate, play_by_hand])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_whoever_plays_in_the_training_environment_does_not_change_j(moment, play):
+    callback = UseTrainingEnv(moment, play)
+    env = make_vec_env(TenPerEpisode, n_envs=3, seed=0)
+    model = CPO("MlpPolicy", env, 100.0, n_steps=40, batch_size=40, policy_kwargs={"net_arch": [4]}, seed=0, device="cpu")
+    model.learn(240, callback=callback)
+    with pytest.warns(UserWarning, match="training environment was reset"):
+        model.learn(480, callback=callback, reset_num_timesteps=False)
+    assert len(callback.seen) == 6
+    np.testing.assert_allclose(callback.seen, 10)
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended", "ignore:Evaluation environment is not")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DummyVecEnv([TenPerEpisode] * 3),
+        lambda: DummyVecEnv([lambda: Monitor(TenPerEpisode())] * 3),
+        lambda: VecNormalize(make_vec_env(TenPerEpisode, n_envs=3)),
+    ],
+    ids=["no monitor", "SB3's monitor", "VecNormalize"],
+)
+def test_that_needs_no_monitor_of_ours(make):
+    callback = UseTrainingEnv("step", play_by_hand)
+    shaping = FailurePredictor(horizon=3, coef=0.0)
+    model = CPO("MlpPolicy", make(), 100.0, n_steps=40, batch_size=40, cost_shaping=shaping, seed=0, device="cpu")
+    with pytest.warns(UserWarning, match="training environment was reset"):
+        model.learn(360, callback=callback)
+    np.testing.assert_allclose(callback.seen, 10)
+    np.testing.assert_allclose(model.cost_estimate.mean, 10)
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended")
+def test_nobody_else_no_warning(recwarn):
+    callback = UseTrainingEnv("never", play_by_hand)
+    model = CPO("MlpPolicy", make_vec_env(TenPerEpisode, n_envs=3, seed=0), 100.0, n_steps=40, batch_size=40, device="cpu")
+    model.learn(240, callback=callback)
+    model.learn(240, callback=callback, reset_num_timesteps=False)
+    assert not [warning for warning in recwarn if "was reset" in str(warning.message)]
+    np.testing.assert_allclose(callback.seen, 10)
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended")
+def test_resets_within_a_step_are_the_environments_own(recwarn):
+    class ResetsAll(DummyVecEnv):
+        def step_wait(self):
+            obs, rewards, dones, infos = super().step_wait()
+            return (self.reset() if dones.any() else obs), rewards, dones | dones.any(), infos
+
+    callback = UseTrainingEnv("never", play_by_hand)
+    CPO("MlpPolicy", ResetsAll([TenPerEpisode]), 100.0, n_steps=40, batch_size=40, device="cpu").learn(240, callback=callback)
+    assert not [warning for warning in recwarn if "was reset" in str(warning.message)]
+    np.testing.assert_allclose(callback.seen, 10)

@@ -131,3 +131,11 @@ def test_limits_of_a_command_line():
     for wrong in (["much"], ["cost_a:1", "2"], ["cost_a:much"]):
         with pytest.raises(ValueError, match="is neither a number nor name:number"):
             read_limits(wrong)
+
+
+def test_a_schedule_is_asked_for_progress_that_there_is():
+    def only_there(progress):
+        assert 0 <= progress <= 1
+        return 5.0
+
+    assert parse_cost_limit(only_there).at(0.5).tolist() == [5.0]

@@ -228,6 +228,35 @@ def test_confidence_adds_standard_errors_to_the_violation(seen):
     np.testing.assert_allclose(seen[0]["violation"], estimate.mean + 2 * estimate.standard_error - 1)
 
 
+def test_by_default_the_distance_from_the_limit_is_learned_and_goes_on_after_loading(seen, tmp_path):
+    env = vec_env(lambda rank: RiskyEnv(), 4)
+    model = CPO("MlpPolicy", env, 0.5, **KWARGS).learn(128 * 3)
+    assert model.cost_confidence is None
+    filtered = model.filtered_cost
+    deviation = np.sqrt(filtered.variance + filtered.process_noise)
+    np.testing.assert_allclose(seen[-1]["violation"], filtered.mean + model.confidence * deviation - 0.5)
+    assert model.raw_cost_estimate.mean > 0.5  # exceeds its limit: the distance has grown
+    assert model.confidence > 0.5
+    model.save(tmp_path / "model")
+    loaded = CPO.load(tmp_path / "model", env=env, device="cpu")
+    np.testing.assert_array_equal(loaded.confidence, model.confidence)
+    loaded.learn(128, reset_num_timesteps=False)
+    np.testing.assert_allclose(
+        loaded.confidence, model.confidence + (0.085 if loaded.raw_cost_estimate.mean > 0.5 else -0.015)
+    )
+    # Another run begins anew
+    loaded.learn(0)
+    np.testing.assert_allclose(loaded.confidence, 0.5)
+
+
+def test_a_distance_that_is_given_stays(seen):
+    env = vec_env(lambda rank: RiskyEnv(), 4)
+    model = CPO("MlpPolicy", env, 0.5, cost_confidence=1.5, **KWARGS).learn(128 * 3)
+    filtered = model.filtered_cost
+    deviation = np.sqrt(filtered.variance + filtered.process_noise)
+    np.testing.assert_allclose(seen[-1]["violation"], filtered.mean + 1.5 * deviation - 0.5)
+
+
 def test_margin_is_the_sum_of_the_violations_that_an_update_could_have_mended(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
     model = CPO("MlpPolicy", env, 2.0, cost_margin_lr=0.5, **{**KWARGS, **PAPER})

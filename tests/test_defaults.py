@@ -86,17 +86,14 @@ def test_what_batch_vec_env_refuses_is_made_once_to_learn_that(monkeypatch):
 
 
 def test_resets_by_others_are_noticed_and_the_environment_is_left_as_it_was():
-    class Buffer:
-        was_reset_outside = False
-
-    env, buffer = vec_env(lambda rank: RiskyEnv()), Buffer()
-    with notice_resets(env, buffer):
-        assert not buffer.was_reset_outside
+    env, resets = vec_env(lambda rank: RiskyEnv()), []
+    with notice_resets(env, lambda: resets.append(1)):
+        assert not resets
         env.reset()
-    assert buffer.was_reset_outside
+    assert resets == [1]
     assert "reset" not in vars(env)
     env.reset = own = lambda: "mine"
-    with notice_resets(env, buffer):
+    with notice_resets(env, lambda: resets.append(2)):
         assert env.reset() == "mine"
     assert env.reset is own
 

@@ -79,8 +79,13 @@ def make_model(name, is_normalized, **kwargs):
     env = VecNormalize(env, norm_reward=False) if is_normalized else env
     limit = {} if name == "TRPO" else {"cost_limit": 2.0}
     settings = {"n_steps": N_STEPS, "batch_size": N_ENVS * N_STEPS, "device": "cpu", "seed": 3, **kwargs}
+    # The first standard deviation of 1: smaller ones make more of the rounding of rewards and costs
     return ALGORITHMS[name](
-        OwnDicePolicy, env, **limit, **settings, policy_kwargs={"net_arch": [8], "features_extractor_class": Double}
+        OwnDicePolicy,
+        env,
+        **limit,
+        **settings,
+        policy_kwargs={"net_arch": [8], "features_extractor_class": Double, "log_std_init": 0.0},
     )
 
 

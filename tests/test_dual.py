@@ -293,6 +293,8 @@ def test_vanishing_row_that_is_violated_leaves_no_reward_step_and_lowers_the_oth
     c = np.array([0.3, 0.03, -0.1])
     assert solve(np.ones(3), B, c, 0.02) == (None, None)
     np.testing.assert_array_equal(is_row_vanishing(B @ B.T, c, 0.01), [True, False, False])
+    # At the bound itself, too: a radius of 1 moves the cost by 1e-8 of 1e8
+    assert is_row_vanishing(np.eye(1), np.array([1e8]), 0.5)[0]
     np.testing.assert_allclose(recover(B, c, 0.02), [-0.03, 0, 0], atol=1e-12)
     np.testing.assert_array_equal(recover(B, np.array([0.3, -1, -1]), 0.02), np.zeros(3))
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 from toy_envs import BrokenEnv, ScriptedEnv, vec_env
 
-from sb3_cpo import CPO, CostMonitor
+from sb3_cpo import CPO, PDO, CostMonitor
 from sb3_cpo.env_watch import EnvWatch
 
 KWARGS = {"n_steps": 6, "batch_size": 6, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
@@ -102,6 +102,26 @@ def test_statistics_that_are_broken_already_are_not_blamed_on_an_environment():
 def test_values_whose_squares_overflow_are_refused_before_the_policy_s_statistics(where, ends):
     model = CPO("MlpPolicy", broken(put(where, 1e30 if where else bad_obs(1e30), ends)), 10.0, **KWARGS).learn(12)
     with pytest.raises(ValueError, match="too large for single precision"):
+        model.learn(12, reset_num_timesteps=False)
+    model.learn(12, reset_num_timesteps=False)
+    assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_values_whose_squares_overflow_do_not_reach_vec_normalize(ends):
+    inner = broken(put(0, np.array([0, 1e200]), ends))
+    inner.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), dtype=np.float64)
+    inner.buf_obs = {None: np.zeros((2, 2))}
+    env = VecNormalize(inner)
+    model = CPO("MlpPolicy", env, 10.0, **KWARGS).learn(12)
+    with pytest.raises(ValueError, match=r"observation is too large .*1\.e\+200.*environment 1, step 18"):
+        model.learn(12, reset_num_timesteps=False)
+    assert np.isfinite(statistics(env)).all()
+
+
+def test_penalised_rewards_that_overflow_are_named():
+    model = PDO("MlpPolicy", broken(put(4, {"cost": 1e10})), 10.0, penalty_coef=1e10, **KWARGS).learn(12)
+    with pytest.raises(ValueError, match=r"reward less the penalised costs is too large .*environment 1, step 18\)"):
         model.learn(12, reset_num_timesteps=False)
     model.learn(12, reset_num_timesteps=False)
     assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())

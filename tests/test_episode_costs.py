@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from scipy import stats
 
 from sb3_cpo.episode_costs import EndedEpisodes, EpisodeCosts, mean_cost
@@ -169,6 +170,7 @@ def test_length_is_the_mean_and_not_the_median():
     assert costs.estimate().mean_length == (1 + 2 + 9) / 3
 
 
+@pytest.mark.filterwarnings("error")
 def test_two_episodes_have_a_standard_error_and_one_has_none():
     def error(values):
         return mean_cost(EndedEpisodes(np.array(values)[:, None], np.ones(len(values))))[1]

@@ -160,6 +160,56 @@ def test_variants_are_compared_in_a_table_and_two_pictures(promise, monkeypatch,
     assert json.loads((folder / "plain_seed0.json").read_text())["settings"]["n_noise_draws"] == 0
 
 
+def test_mistakes_are_those_that_their_names_say(promise, monkeypatch):
+    import common_mistakes
+    from toy_envs import RiskyEnv, vec_env
+
+    from sb3_cpo.trust_region_algorithm import TrustRegionAlgorithm
+
+    original, seen = TrustRegionAlgorithm._trust_region_step, []
+
+    def record(self, rollout, batches, violation, *args, **kwargs):
+        seen.append((violation, batches[-1].advantages, kwargs.get("solve"), rollout.cost.mean_length))
+        return original(self, rollout, batches, violation, *args, **kwargs)
+
+    monkeypatch.setattr(TrustRegionAlgorithm, "_trust_region_step", record)
+
+    def train(name):
+        seen.clear()
+        cls, settings = common_mistakes.VARIANTS[name]
+        env = vec_env(lambda rank: RiskyEnv(), 2)
+        model = cls("MlpPolicy", env, 0.5, n_steps=80, batch_size=40, seed=0, device="cpu", **settings)
+        costs = []
+        for _ in range(4):
+            model.learn(160, reset_num_timesteps=False)
+            costs.append(model.raw_cost_estimate.mean.item())
+        return costs, list(seen)
+
+    costs, rows = train("plain")
+    violation, advantages, solve, length = rows[0]
+    np.testing.assert_allclose([row[0].item() for row in rows], np.array(costs) - 0.5)
+    assert solve is None
+    assert length == 4
+
+    _, ((same_violation, per_step, _, _), *_) = train("plain, surrogate per step")
+    np.testing.assert_allclose(same_violation, violation)
+    np.testing.assert_allclose(per_step * 4, advantages, rtol=1e-5)
+
+    _, ((_, _, solve, _), *_) = train("plain, wrong sign")
+    problem = 2.0, np.array([0.3]), np.array([[1.0]]), np.array([0.1]), 0.01
+    opposite = 2.0, np.array([-0.3]), np.array([[1.0]]), np.array([0.1]), 0.01
+    np.testing.assert_allclose(solve(*problem).nu, common_mistakes.solve_dual(*opposite).nu)
+    assert abs(solve(*problem).nu - common_mistakes.solve_dual(*problem).nu) > 0.1
+
+    # 40 episodes in a rollout: the last hundred are of two and a half
+    costs, rows = train("plain, old episodes")
+    spread = max(costs) - min(costs)
+    mixed = (40 * costs[3] + 40 * costs[2] + 20 * costs[1]) / 100
+    assert rows[3][0].item() + 0.5 == pytest.approx(mixed, abs=spread / 5)
+    assert rows[0][0].item() + 0.5 == pytest.approx(costs[0])
+    assert rows[3][0].item() + 0.5 != pytest.approx(costs[3])
+
+
 def test_the_best_return_on_frozen_lake_is_had_by_playing_its_policy(promise):
     small_tasks, horizon = sys.modules["small_tasks"], 100
     optimum, env = small_tasks.solve_frozen_lake(), gym.make("FrozenLake-v1")

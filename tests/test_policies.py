@@ -32,7 +32,7 @@ def dict_space():
 
 
 def test_actor_and_reward_critic_are_those_of_sb3_with_the_same_seed():
-    policy = make_policy()
+    policy = make_policy(log_std_init=0.0)
     next_of_ours = th.rand(1)
     th.manual_seed(0)
     sb3 = ActorCriticPolicy(OBS, ACTION, lambda _: 1e-3)
@@ -44,7 +44,9 @@ def test_actor_and_reward_critic_are_those_of_sb3_with_the_same_seed():
 
 
 def test_without_costs_the_policy_is_that_of_sb3():
-    assert set(make_policy(n_costs=0).state_dict()) == set(ActorCriticPolicy(OBS, ACTION, lambda _: 1e-3).state_dict())
+    assert set(make_policy(n_costs=0, log_std_init=0.0).state_dict()) == set(
+        ActorCriticPolicy(OBS, ACTION, lambda _: 1e-3).state_dict()
+    )
 
 
 def test_optimizer_holds_every_parameter_once():

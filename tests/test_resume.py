@@ -3,8 +3,11 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
+from gymnasium import spaces
 from resuming import KWARGS, N_ENVS, N_STEPS, ROLLOUT, Kill, Killed, check_resume, interrupted, risky
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 from toy_envs import KnapsackEnv, RiskyEnv, vec_env
 
@@ -66,6 +69,38 @@ ENVS = {
 @pytest.mark.parametrize("name", ENVS)
 def test_environments(name, tmp_path):
     check_resume(lambda: CPO("MlpPolicy", ENVS[name](), 1.0, **KWARGS), tmp_path, n_rollouts=5, kill_at=2.5)
+
+
+class Dictionary(gym.ObservationWrapper):
+    def __init__(self):
+        super().__init__(RiskyEnv(length=7))
+        self.observation_space = spaces.Dict({"state": self.env.observation_space, "noise": spaces.Box(-9, 9, (2,))})
+
+    def observation(self, observation):
+        return {"state": observation, "noise": self.unwrapped.np_random.normal(size=2).astype(np.float32)}
+
+
+class WithDropout(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.layers = th.nn.Sequential(th.nn.Dropout(0.2), th.nn.BatchNorm1d(self.features_dim))
+
+    def forward(self, observations):
+        return self.layers(super().forward(observations))
+
+
+def test_dictionaries_in_other_processes(tmp_path):
+    def make_model():
+        kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
+        env = VecNormalize(make_vec_env(Dictionary, n_envs=N_ENVS, seed=1, **kwargs), norm_obs_keys=["state"])
+        return PDO("MultiInputPolicy", env, 1.0, use_sde=True, **KWARGS)
+
+    check_resume(make_model, tmp_path, n_rollouts=4, kill_at=2.5)
+
+
+def test_dropout_and_another_optimizer(tmp_path):
+    policy_kwargs = {"features_extractor_class": WithDropout, "optimizer_class": th.optim.RMSprop, "net_arch": [4]}
+    check_resume(lambda: CPO("MlpPolicy", risky(), 1.0, **{**KWARGS, "policy_kwargs": policy_kwargs}), tmp_path)
 
 
 def test_a_long_episode_goes_on_in_the_middle(tmp_path):

@@ -70,7 +70,12 @@ def test_one_update_equals_that_of_sb3_contrib(action_space, n_actions, use_sde,
     spread = max(distance(theirs[0], theirs[1]), distance(theirs[0], theirs[2]), distance(theirs[1], theirs[2]))
     cls, limit = {"TRPO": (TRPO, None), "CPO": (CPO, 1e9), "CPO without constraints": (CPO, [])}[algorithm]
     # Where contrib has neither
-    plain = {**KWARGS.get("policy_kwargs", {}), "normalize_observations": False, "standardize_returns": False}
+    plain = {
+        **KWARGS.get("policy_kwargs", {}),
+        "log_std_init": 0.0,
+        "normalize_observations": False,
+        "standardize_returns": False,
+    }
     model = cls(
         "MlpPolicy",
         make_env(action_space),

@@ -291,22 +291,18 @@ def test_time_limits_without_a_last_observation_are_ends_as_in_sb3():
 
 
 def test_resets_by_others_are_noticed_behind_wrappers():
-    class Buffer:
-        was_reset_outside = False
-
     for env in (Adapter(), VecNormalize(Adapter()), Passing(Adapter())):
-        buffer = Buffer()
-        with env_facts.notice_resets(env, buffer):
-            assert not buffer.was_reset_outside
+        resets = []
+        with env_facts.notice_resets(env, lambda resets=resets: resets.append(1)):
+            assert not resets
             env.reset()
-            assert buffer.was_reset_outside
-        buffer.was_reset_outside = False
+            assert resets == [1]
         env.reset()
-        assert not buffer.was_reset_outside
-    env, buffer = Passing(Adapter()), Buffer()
-    with env_facts.notice_resets(env, buffer):
+        assert resets == [1]
+    env, resets = Passing(Adapter()), []
+    with env_facts.notice_resets(env, lambda: resets.append(1)):
         env.reset(seed=3)
-    assert buffer.was_reset_outside
+    assert resets == [1]
 
 
 def test_costs_of_every_form_are_read():

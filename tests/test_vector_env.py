@@ -83,6 +83,22 @@ def test_a_time_limit_is_found_for_the_default_rollout():
     assert model.n_steps == 5_000
 
 
+def test_copies_in_other_processes_are_asked_only_for_what_they_have():
+    """One that is asked for an attribute that it lacks, or for a spec that holds a user's function, would be dead."""
+
+    def make():
+        return CostWrapper(gym.make("CartPole-v1", max_episode_steps=12), lambda next_obs: 1.0)
+
+    env = gym.vector.AsyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    vec_env = GymnasiumVecEnv(env)
+    assert vec_env.has_attr("cost_limit")
+    assert not vec_env.has_attr("total_steps")
+    assert vec_env.get_attr("spec") == [None, None]
+    model = CPO("MlpPolicy", env, 5.0, **KWARGS).learn(200)
+    assert model.raw_cost_estimate.mean_length == model.ep_cost_mean[0] > 0
+    env.close()
+
+
 def test_infos_are_split_with_their_masks():
     infos = {
         "cost": np.array([1.0, 2.0]),

@@ -40,7 +40,6 @@ def capture(model: Any, callback: BaseCallback, made: dict[int, dict[str, bytes]
         "n_updates_at_start": model._n_updates_at_start,
         "seconds": (time.time_ns() - model.start_time) / 1e9,
         "attributes": _on_device(model._training_attributes(), th.device("cpu")),
-        "was_reset_outside": model.rollout_buffer.was_reset_outside,
         "generators": capture_generators(),
         "env": environments.capture(model.env),
         "callbacks": callbacks.capture(callback, made, shared_objects(model)),
@@ -175,6 +174,5 @@ class Resumption:
     def begin_rollout(self, model: Any, callback: BaseCallback) -> None:
         """Before the first rollout: callbacks have begun, and whatever has drawn random numbers until now is over."""
         vars(model).update(_on_device(self.state["attributes"], model.device))
-        model.rollout_buffer.was_reset_outside = self.has_env_state and self.state["was_reset_outside"]
         callbacks.restore(callback, self.state["callbacks"], shared_objects(model))
         restore_generators(self.state["generators"])

@@ -15,7 +15,12 @@ _PLAIN: dict[str, Any] = {
     "cg_damping": 1e-5,
     "fisher_sub_sampling_factor": 5,
     "gamma": 0.995,
-    "policy_kwargs": {"net_arch": [64, 32], "normalize_observations": False, "standardize_returns": False},
+    "policy_kwargs": {
+        "net_arch": [64, 32],
+        "log_std_init": 0.0,
+        "normalize_observations": False,
+        "standardize_returns": False,
+    },
     "batch_size": 500,
     "learning_rate": 3e-3,
     "n_critic_updates": 3,

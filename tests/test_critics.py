@@ -1,0 +1,77 @@
+"""Fitting the critics: what is computed once for many minibatches changes nothing."""
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+from toy_envs import RiskyEnv
+
+from sb3_cpo import CPO, TRPO, critics
+from sb3_cpo.policies import CostActorCriticPolicy
+
+
+class OwnValues(CostActorCriticPolicy):
+    def predict_values(self, obs):
+        return super().predict_values(obs) * 2
+
+
+class LearnedExtractor(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.layer = nn.Linear(self.features_dim, self.features_dim)
+
+    def forward(self, observations):
+        return self.layer(super().forward(observations))
+
+
+CASES = {
+    "CPO": (CPO, "MlpPolicy", "box", {}, True),
+    "several rollouts": (CPO, "MlpPolicy", "box", {"n_cost_rollouts": 2}, True),
+    "extractors of their own": (CPO, "MlpPolicy", "box", {"policy_kwargs": {"share_features_extractor": False}}, True),
+    "observations as they are": (CPO, "MlpPolicy", "box", {"policy_kwargs": {"normalize_observations": False}}, True),
+    "no cost critic": (TRPO, "MlpPolicy", "box", {}, True),
+    "learned features": (CPO, "MlpPolicy", "box", {"policy_kwargs": {"features_extractor_class": LearnedExtractor}}, False),
+    "a policy of one's own": (CPO, OwnValues, "box", {}, False),
+    "discrete observations": (CPO, "MlpPolicy", "discrete", {}, False),
+    "images": (CPO, "MlpPolicy", "image", {}, False),
+    "dictionaries": (CPO, "MultiInputPolicy", "dict", {}, False),
+}
+
+
+def trained(algorithm, policy, kind, kwargs, monkeypatch, is_computed_once):
+    computed = []
+    find = critics._critic_features
+
+    def critic_features(*args):
+        computed.append(find(*args))
+        return computed[-1] if is_computed_once else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(critics, "_critic_features", critic_features)
+        limit = () if algorithm is TRPO else (1.0,)
+        model = algorithm(
+            policy, RiskyEnv(kind), *limit, n_steps=16, batch_size=8, n_critic_updates=3, seed=0, device="cpu", **kwargs
+        )
+        model.learn(48)
+    return model.get_parameters()["policy"], computed
+
+
+@pytest.mark.filterwarnings("ignore:MlpPolicy")
+@pytest.mark.parametrize("case", list(CASES))
+def test_features_that_are_computed_once_train_the_same_critics(case, monkeypatch):
+    *setting, is_known = CASES[case]
+    once, features = trained(*setting, monkeypatch, is_computed_once=True)
+    assert [feature is not None for feature in features] == [is_known] * 3
+    each_time, _ = trained(*setting, monkeypatch, is_computed_once=False)
+    for name, value in once.items():
+        np.testing.assert_allclose(value, each_time[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_replaced_method_is_called():
+    model = CPO("MlpPolicy", RiskyEnv(), 1.0, n_steps=40, batch_size=8, device="cpu")
+    calls, predict_values = [], model.policy.predict_values
+    model.policy.predict_values = lambda obs: calls.append(len(obs)) or predict_values(obs)
+    model.learn(40)
+    assert calls.count(8) == 50
+    assert critics._critic_features(model.policy, th.zeros(2, 3)) is None
