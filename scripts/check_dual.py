@@ -30,7 +30,7 @@ from scipy.optimize import nnls
 from sb3_cpo.dual import is_row_vanishing, recovery_coefficients, solve_dual
 
 TRUST_REGION = 1e-6
-# What the docstring of solve_dual promises, in units of what the trust region can change; and what rounding adds
+# What the docstring of solve_dual guarantees, in units of what the trust region can change; and what rounding adds
 FEASIBLE, FEASIBLE_PARALLEL, NEARLY_PARALLEL = 2e-9, 1.01e-4, 1.1e-8
 OPTIMAL = 2e-6
 MULTIPLIERS = 1e-5

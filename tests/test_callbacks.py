@@ -75,7 +75,7 @@ class StopAfter(BaseCallback):
         return self.n_calls < self.n_steps
 
 
-class Crownings(BaseCallback):
+class Choices(BaseCallback):
     """Which evaluations gave a new best model; 0 is the first."""
 
     def __init__(self):
@@ -90,23 +90,23 @@ class Crownings(BaseCallback):
 def train_with_evaluations(script, cost_limit=5.0, keys=("cost",), algorithm=CPO, **kwargs):
     """One evaluation per step of training, each of one episode of the script."""
     n_evaluations = len(script)
-    crownings = Crownings()
+    choices = Choices()
     env = DummyVecEnv([lambda: ScriptedEnv([(0.0, *(0.0 for _ in keys))], keys)])
     arguments = {"cost_limit": cost_limit} if algorithm is not PPO else {}
     model = algorithm("MlpPolicy", env, n_steps=4, batch_size=4, **arguments)
     memory = Memory()
     model.set_logger(Logger(None, [memory]))
-    options = {"n_eval_episodes": 1, "eval_freq": 1, "verbose": 0, "warn": False, "callback_on_new_best": crownings, **kwargs}
+    options = {"n_eval_episodes": 1, "eval_freq": 1, "verbose": 0, "warn": False, "callback_on_new_best": choices, **kwargs}
     callback = CostEvalCallback(Monitor(ScriptedEnv(script, keys)), **options)
     model.learn(n_evaluations, callback=[callback, StopAfter(n_evaluations)])
-    return callback, crownings.of, memory, model
+    return callback, choices.of, memory, model
 
 
 def test_best_feasible_model_comes_before_any_richer_infeasible_one():
     # Infeasible, less so, feasible and poor, infeasible and rich, feasible and better, feasible and worse
     script = [(100, 9), (50, 7), (1, 4), (1000, 6), (2, 5), (1.5, 0)]
-    callback, crowned, memory, _ = train_with_evaluations(script)
-    assert crowned == [0, 1, 2, 4]
+    callback, chosen, memory, _ = train_with_evaluations(script)
+    assert chosen == [0, 1, 2, 4]
     assert callback.best_mean_reward == 2.0
     np.testing.assert_array_equal(callback.best_mean_cost, [5.0])
     assert memory.column("eval/mean_cost") == [9, 7, 4, 6, 5, 0]
@@ -115,13 +115,13 @@ def test_best_feasible_model_comes_before_any_richer_infeasible_one():
 
 
 def test_no_feasible_model_leaves_the_one_of_lowest_cost_and_no_best_reward():
-    callback, crowned, _, _ = train_with_evaluations([(1, 9), (100, 10), (0, 8), (7, 8)])
-    assert crowned == [0, 2]
+    callback, chosen, _, _ = train_with_evaluations([(1, 9), (100, 10), (0, 8), (7, 8)])
+    assert chosen == [0, 2]
     assert callback.best_mean_reward == -np.inf
 
 
 def test_best_model_is_what_is_on_disk(tmp_path):
-    """The saved file is that of the crowned evaluation: here the second of three."""
+    """The saved file is that of the chosen evaluation: here the second of three."""
 
     class Mark(BaseCallback):
         def _on_step(self):
@@ -144,18 +144,18 @@ def test_best_model_is_what_is_on_disk(tmp_path):
 def test_agrees_with_sb3_where_no_limit_binds(tmp_path):
     """The same rewards in evaluations.npz and the same best model as EvalCallback's."""
     script = [(3, 1), (1, 2), (4, 1), (1, 2), (5, 3)]
-    ours, crowned, _, model = train_with_evaluations(script, cost_limit=100.0, log_path=str(tmp_path / "ours"))
-    crownings = Crownings()
+    ours, chosen, _, model = train_with_evaluations(script, cost_limit=100.0, log_path=str(tmp_path / "ours"))
+    choices = Choices()
     theirs = EvalCallback(
         Monitor(ScriptedEnv(script)),
-        callback_on_new_best=crownings,
+        callback_on_new_best=choices,
         n_eval_episodes=1,
         eval_freq=1,
         log_path=str(tmp_path / "theirs"),
         verbose=0,
     )
     model.learn(5, callback=[theirs, StopAfter(5)])
-    assert crowned == crownings.of == [0, 2, 4]
+    assert chosen == choices.of == [0, 2, 4]
     assert ours.best_mean_reward == theirs.best_mean_reward == 5
     with np.load(tmp_path / "ours/evaluations.npz") as one, np.load(tmp_path / "theirs/evaluations.npz") as other:
         for key in other:
@@ -181,19 +181,19 @@ def test_two_constraints_must_both_be_kept():
     # Over the first by half, over the second by a tenth, both kept
     script = [(9, 15, 0), (9, 10, 110), (1, 10, 100)]
     limits = {"cost_a": 10.0, "cost_b": 100.0}
-    callback, crowned, memory, _ = train_with_evaluations(script, cost_limit=limits, keys=("cost_a", "cost_b"))
-    assert crowned == [0, 1, 2]
+    callback, chosen, memory, _ = train_with_evaluations(script, cost_limit=limits, keys=("cost_a", "cost_b"))
+    assert chosen == [0, 1, 2]
     assert callback.best_mean_reward == 1
     assert memory.column("eval/mean_cost/cost_b") == [0, 110, 100]
     assert memory.column("eval/is_feasible") == [0, 0, 1]
 
 
-def test_model_crowned_under_a_higher_limit_is_judged_by_the_limit_of_today():
+def test_model_chosen_under_a_higher_limit_is_judged_by_the_limit_of_today():
     """The limit falls from 10 to 0 over 8 steps, in rollouts of 4: cost 8 is feasible at first and not in the end."""
     script = [(100, 8)] * 4 + [(1, 2)] * 4
-    callback, crowned, memory, model = train_with_evaluations(script, cost_limit=lambda progress: 10 * progress)
+    callback, chosen, memory, model = train_with_evaluations(script, cost_limit=lambda progress: 10 * progress)
     # After the first rollout the limit is 5
-    assert crowned == [0, 4]
+    assert chosen == [0, 4]
     assert callback.best_mean_reward == 1
     assert memory.column("eval/is_feasible") == [1] * 8
     np.testing.assert_array_equal(model.current_cost_limit, [5.0])
@@ -201,8 +201,8 @@ def test_model_crowned_under_a_higher_limit_is_judged_by_the_limit_of_today():
 
 
 def test_own_limits_of_the_callback_replace_those_of_the_model():
-    _, crowned, _, _ = train_with_evaluations([(9, 4), (1, 1)], cost_limit=5.0)
-    assert crowned == [0]
+    _, chosen, _, _ = train_with_evaluations([(9, 4), (1, 1)], cost_limit=5.0)
+    assert chosen == [0]
     callback = CostEvalCallback(
         Monitor(ScriptedEnv([(9, 4), (1, 1)])), n_eval_episodes=1, eval_freq=1, verbose=0, cost_limit=2.0
     )
@@ -212,13 +212,13 @@ def test_own_limits_of_the_callback_replace_those_of_the_model():
 
 def test_sb3_algorithms_are_judged_by_reward_or_by_the_limit_that_is_given():
     script = [(9, 9), (10, 9), (1, 1)]
-    callback, crowned, memory, _ = train_with_evaluations(script, algorithm=PPO)
-    assert (crowned, callback.best_mean_reward) == ([0, 1], 10)
+    callback, chosen, memory, _ = train_with_evaluations(script, algorithm=PPO)
+    assert (chosen, callback.best_mean_reward) == ([0, 1], 10)
     assert memory.column("eval/mean_cost") == [9, 9, 1]
-    _, crowned, memory, _ = train_with_evaluations([(1,), (2,)], keys=(), algorithm=PPO)
-    assert (crowned, memory.column("eval/mean_cost")) == ([0, 1], [])
-    callback, crowned, memory, _ = train_with_evaluations(script, algorithm=TRPO, cost_limit=None)
-    assert (crowned, callback.best_mean_reward) == ([0, 1], 10)
+    _, chosen, memory, _ = train_with_evaluations([(1,), (2,)], keys=(), algorithm=PPO)
+    assert (chosen, memory.column("eval/mean_cost")) == ([0, 1], [])
+    callback, chosen, memory, _ = train_with_evaluations(script, algorithm=TRPO, cost_limit=None)
+    assert (chosen, callback.best_mean_reward) == ([0, 1], 10)
     assert memory.column("eval/mean_cost") == [9, 9, 1]
 
 

@@ -130,7 +130,7 @@ def test_the_surrogate_cost_is_that_of_an_episode(seen):
 
 
 @pytest.mark.parametrize("cost_limit", [-1e3, 3.0, 1e3])
-def test_every_update_keeps_its_promises(cost_limit, seen):
+def test_every_update_keeps_within_its_bounds(cost_limit, seen):
     env = vec_env(lambda rank: RiskyEnv(n_costs=2), 4)
     CPO("MlpPolicy", env, [cost_limit, cost_limit + 2], target_kl=0.01, **{**KWARGS, **PAPER}).learn(128 * 8)
     for call in seen:

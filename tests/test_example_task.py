@@ -1,4 +1,4 @@
-"""A task and a robot of one's own: what docs/extending-tasks.md promises."""
+"""A task and a robot of one's own, as docs/extending.md writes them."""
 
 import pickle
 import sys

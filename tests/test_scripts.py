@@ -257,17 +257,17 @@ def test_help_of_each_script_is_a_page(name, monkeypatch, capsys):
 
 
 def predictions_of_a_process(kept, n_updates=20_000):
-    """Rows of a run in which every update changes the true J by ``kept`` of its promise, and drifts upwards."""
+    """Rows of a run in which every update changes the true J by ``kept`` of what is predicted, and drifts upwards."""
     rng = np.random.default_rng(0)
     errors, chance = rng.uniform(1.5, 3.6, n_updates), rng.normal(size=(3, n_updates))
     true_cost, margin, estimate, rows = 10.0, 0.0, 10.0, []
     for error, noise, drift, whim in zip(errors, *chance, strict=True):
         violation = estimate - 10
-        promised = min(max(-(violation + margin), -6), 0.6) + 0.3 * whim
+        predicted = min(max(-(violation + margin), -6), 0.6) + 0.3 * whim
         margin = max(0.0, margin + 0.2 * min(max(violation, -6), 6))
-        true_cost += kept * promised + 1.7 + drift
+        true_cost += kept * predicted + 1.7 + drift
         before, estimate = estimate, true_cost + error * noise
-        rows.append((estimate, error, promised, estimate - before, margin))
+        rows.append((estimate, error, predicted, estimate - before, margin))
     names = ("rollout/ep_cost_mean", "rollout/ep_cost_std_error", "train/predicted_cost_change", "train/actual_cost_change")
     return pd.DataFrame(rows, columns=[*names, "train/cost_margin"])
 

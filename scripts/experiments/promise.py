@@ -1,5 +1,5 @@
 """
-The promise of the package: with the defaults, on any task, the limit holds while the agent learns.
+What the package claims: with the defaults, on any task, the limit holds while the agent learns.
 
 Runs CPO with nothing set but the limit (registered tasks bring theirs), one CSV per run, and prints a table. Runs that are
 done are skipped, those that were stopped go on; `show` prints the table of what is there. Example:
