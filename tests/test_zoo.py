@@ -339,6 +339,11 @@ def test_an_environment_without_costs_gets_one_on_the_command_line(run, name, ep
         gym.registry.pop("Free-v0")
 
 
+def test_an_id_that_is_misspelt_is_an_error_of_the_command_line(run):
+    with pytest.raises(SystemExit, match="SafePointCirle-v0 not found in gym registry, you maybe meant SafePointCircle-v0"):
+        run(train, "--algo", "cpo", "--env", "SafePointCirle-v0")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -74,6 +74,11 @@ def run(
             f"{error}\nFrom the command line: -params cost_limit:20. Where the environment has no cost either, "
             "--cost my_module:my_function gives it one (see docs/guide/zoo.md)"
         )
+    except ValueError as error:
+        # rl_zoo3's, which says what is meant
+        if "not found in gym registry" in str(error):
+            sys.exit(str(error))
+        raise
     except UnknownArgument as error:
         sys.exit(f"{error} (an argument of -params or of the hyperparameter file)")
     finally:
