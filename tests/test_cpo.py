@@ -268,10 +268,11 @@ def test_ratios_of_earlier_rollouts_are_truncated_and_those_of_this_one_are_not(
     data = model._recent[0]
     ones = data._replace(advantages=th.ones_like(data.advantages))
     with th.no_grad():
-        log_prob = model.policy.get_distribution(data.observations).log_prob(data.actions)
+        distribution = model.policy.get_distribution(data.observations)
+        log_prob = distribution.log_prob(data.actions)
         # A ratio of e^5 in every sample of the earlier rollout, of 20 in this one
-        earlier = ones._replace(old_log_prob=log_prob - 5.0)
-        surrogate = model._cost_surrogates([earlier, ones], th.full_like(log_prob, 20.0))
+        batches = [ones._replace(old_log_prob=log_prob - 5.0), ones._replace(old_log_prob=log_prob - np.log(20.0))]
+        surrogate = trust_region_algorithm._cost_surrogates(batches, model._ratios(batches[-1], batches, distribution))
     np.testing.assert_allclose(surrogate.numpy(), [(10 + 20) / 2], rtol=1e-5)
 
 
