@@ -68,21 +68,22 @@ def filter_cost(
     )
 
 
-def is_near(filtered: FilteredCost, limit: np.ndarray) -> np.ndarray:
-    """(n_costs,) whether the next rollout may exceed its limit."""
-    return filtered.mean + NEAR * np.sqrt(filtered.variance + filtered.process_noise) > limit
-
-
-def adapt_confidence(confidence: np.ndarray, filtered: FilteredCost, mean: np.ndarray, limit: np.ndarray) -> np.ndarray:
+def adapt_confidence(
+    confidence: np.ndarray, filtered: FilteredCost, expected: np.ndarray, mean: np.ndarray, limit: np.ndarray
+) -> np.ndarray:
     """
     The distance that J keeps from its limit, after one more rollout: more where too many rollouts exceed it, less where few do
     (Gibbs and Candes, 2021, "Adaptive conformal inference under distribution shift"). In the long run, a share of SHARE_OVER
-    does, whatever the distribution of what an update changes unforeseen.
+    does, whatever the distribution of the differences between actual and predicted changes. Those rollouts count that are near
+    the limit and that were expected within it, up to a standard deviation: no distance helps where the limit is out of reach.
 
     :param confidence: (n_costs,) in standard deviations
     :param filtered: J, the rollout included
+    :param expected: (n_costs,) J that the last update expected of the rollout
     :param mean: (n_costs,) J of the rollout
     :param limit: (n_costs,)
     """
+    deviation = np.sqrt(filtered.variance + filtered.process_noise)
+    is_counted = (filtered.mean + NEAR * deviation > limit) & (expected - deviation <= limit)
     rise = CONFIDENCE_RATE * ((mean > limit) - SHARE_OVER)
-    return np.where(is_near(filtered, limit), np.clip(confidence + rise, 0.0, LARGEST_CONFIDENCE), confidence)
+    return np.where(is_counted, np.clip(confidence + rise, 0.0, LARGEST_CONFIDENCE), confidence)

@@ -51,7 +51,6 @@ class CostRollouts(SavedModel):
             self._resumption = None
         for checkpoint in self._checkpoints:
             checkpoint.between_updates()
-        self.ledger.start_rollout(monitor_steps(env))
         self._is_stopped_elsewhere = False
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
@@ -70,17 +69,18 @@ class CostRollouts(SavedModel):
 
         try:
             with notice_resets(env, on_reset), watch:
+                self.ledger.start_rollout(monitor_steps(env))
                 if rollout_loop.fits(self):
                     is_complete = rollout_loop.collect(self, env, callback, rollout_buffer, n_rollout_steps)
                 else:
                     is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+                self.ledger.monitor_steps = monitor_steps(env)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
             elif rollout_buffer.on_full is not None:
                 name = f"{type(rollout_buffer).__name__}.compute_returns_and_advantage"
                 raise ValueError(f"{name} must call that of CostRolloutBuffer: the costs of the rollout were not counted")
             is_complete = is_complete and not self._is_stopped_elsewhere
-            self.ledger.monitor_steps = monitor_steps(env)
         except BaseException as error:
             # Interrupted: if `learn` is called again, the episodes in progress go on. One of several processes is lost to the
             # others

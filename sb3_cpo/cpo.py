@@ -263,12 +263,13 @@ class CPO(TrustRegionAlgorithm):
         if self.filtered_cost is None or self.ledger.predicted_change is None:
             self.filtered_cost = first_filtered_cost(cost.mean, cost.standard_error)
         else:
+            expected = self.filtered_cost.mean + self.ledger.predicted_change
             self.filtered_cost = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
-        filtered = self.filtered_cost
-        if self.cost_confidence is None:
-            self.confidence = adapt_confidence(self.confidence, filtered, cost.mean, limit)
-        else:
+            if self.cost_confidence is None:
+                self.confidence = adapt_confidence(self.confidence, self.filtered_cost, expected, cost.mean, limit)
+        if self.cost_confidence is not None:
             self.confidence = np.full(self.n_costs, self.cost_confidence)
+        filtered = self.filtered_cost
         return filtered.mean + self.confidence * np.sqrt(filtered.variance + filtered.process_noise)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:

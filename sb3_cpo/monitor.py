@@ -105,10 +105,10 @@ class CostMonitor(Monitor[ObsType, ActType]):
             self.results_writer = writer
         costs = self._costs(info)
         self._mentioned |= set(costs)
-        seen = tuple(sorted(self._mentioned, key=_cost_order))
-        if self.cost_keys is None and seen != self.columns and (seen or self.total_steps == 1):
+        is_new = self.cost_keys is None and self._mentioned != set(self.columns)
+        if is_new and (self._mentioned or self.total_steps == 1):
             # This episode is among those that have ended, if it has
-            self._set_columns(seen)
+            self._set_columns(tuple(sorted(self._mentioned, key=_cost_order)))
         for key in self.columns:
             # An environment that mentions a cost only when it occurs means 0 by silence
             self.episode_costs[key] = self.episode_costs.get(key, 0.0) + costs.get(key, 0.0)
@@ -134,7 +134,12 @@ class CostMonitor(Monitor[ObsType, ActType]):
             keys = tuple(str(key) for key in info if is_cost(key, info[key]))
         costs: dict[str, float] = {}
         for key in keys:
-            value = _as_numbers(info.get(key, ()))
+            value = info.get(key, ())
+            if isinstance(value, float):
+                # In most environments; by way of an array, it would take a third of the monitor's time
+                costs[key] = float(value)
+                continue
+            value = _as_numbers(value)
             if value is None or value.size == 0:
                 continue
             if value.size == 1:
@@ -160,6 +165,8 @@ def is_cost(key: Any, value: Any) -> bool:
     """
     if key != "cost" and not (isinstance(key, str) and key.startswith("cost_")):
         return False
+    if isinstance(value, float):
+        return True
     array = _as_numbers(value)
     return array is not None and (0 < array.size <= MAX_COSTS if key == "cost" else array.ndim == 0)
 

@@ -92,8 +92,8 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
             total_timesteps, callback = super()._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
-        if self.ledger.monitor_steps is None:
-            self.ledger.monitor_steps = monitor_steps(self.env)
+            if self.ledger.monitor_steps is None:
+                self.ledger.monitor_steps = monitor_steps(self.env)
         self._n_updates_at_start = self._n_updates
         if resumption is not None:
             resumption.finish_setup(self, has_custom_logger)

@@ -12,9 +12,10 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from torch import nn
 
 from sb3_cpo import distributed
+from sb3_cpo.buffers import CostRolloutBufferSamples
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.dual import solve_dual
-from sb3_cpo.fisher import Product, fisher_products, hessian_products
+from sb3_cpo.fisher import Product, fisher_products, hessian_products, on_demand
 from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm, Rollout
 from sb3_cpo.trust_region import NoiseProbe, Solver, Surrogates, TrustRegionStep, trust_region_step
 
@@ -96,30 +97,30 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         if self.normalize_advantage:
             mean, variance, n_samples = distributed.moments(advantages)
             advantages = (advantages - mean) / ((variance * n_samples / max(n_samples - 1, 1)).sqrt() + 1e-8)
-        with th.no_grad():
-            # SB3's distributions are mutable singletons
-            old_distribution = copy(self.policy.get_distribution(samples.observations))
+        # SB3's distributions are mutable singletons
+        old_distribution = copy(self.policy.get_distribution(samples.observations))
+        old_ratios = self._ratios(samples, cost_batches, old_distribution)
 
         def evaluate() -> Surrogates:
-            distribution = copy(self.policy.get_distribution(samples.observations))
-            # ratio between old and new policy, one at the first evaluation
-            ratio = th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)
+            # Gradients are taken at the old policy, which need not be evaluated again; the line search takes none
+            is_old = th.is_grad_enabled()
+            distribution = old_distribution if is_old else copy(self.policy.get_distribution(samples.observations))
+            ratios = old_ratios if is_old else self._ratios(samples, cost_batches, distribution)
             return Surrogates(
-                objective=(ratio * advantages).mean(),
-                costs=self._cost_surrogates(cost_batches, ratio),
+                objective=(ratios[-1] * advantages).mean(),
+                costs=_cost_surrogates(cost_batches, ratios),
                 kl_div=mean_kl_divergence(old_distribution, distribution),
             )
 
         def probe_noise() -> NoiseProbe:
-            log_prob = self.policy.get_distribution(samples.observations).log_prob(samples.actions)
-            ratio = th.exp(log_prob - samples.old_log_prob)
             signs = [_random_signs(batch.episodes, n_noise_draws) for batch in cost_batches]
             return NoiseProbe(
-                objective=(signs[-1] * ratio * advantages).mean(dim=1),
-                costs=self._cost_surrogates(cost_batches, ratio, signs),
+                objective=(signs[-1] * old_ratios[-1] * advantages).mean(dim=1),
+                costs=_cost_surrogates(cost_batches, old_ratios, signs),
                 n_episodes=sum(distributed.gather(sum(int(batch.episodes.unique().numel()) for batch in cost_batches))),
             )
 
+        fisher_samples = samples.thinned(self.fisher_sub_sampling_factor)
         return trust_region_step(
             actor_params,
             evaluate,
@@ -129,7 +130,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             cg_damping=self.cg_damping,
             shrinking_factor=self.line_search_shrinking_factor,
             line_search_max_iter=self.line_search_max_iter,
-            fisher_product=self._fisher_product(samples.thinned(self.fisher_sub_sampling_factor).observations, actor_params),
+            fisher_product=on_demand(lambda: self._fisher_product(fisher_samples.observations, actor_params)),
             solve=solve,
             probe_noise=probe_noise if n_noise_draws > 0 else None,
             average=distributed.mean,
@@ -144,25 +145,37 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             old_distribution = copy(self.policy.get_distribution(observations))
         return hessian_products(mean_kl_divergence(old_distribution, self.policy.get_distribution(observations)), actor_params)
 
-    def _cost_surrogates(
-        self, cost_batches: Sequence[CostBatch], ratio: th.Tensor, signs: Sequence[th.Tensor] | None = None
-    ) -> th.Tensor:
+    def _ratios(
+        self, samples: CostRolloutBufferSamples | CostBatch, cost_batches: Sequence[CostBatch], distribution: Distribution
+    ) -> list[th.Tensor]:
         """
-        (n_costs,), mean over rollouts. Ratios of earlier rollouts are truncated.
+        (batch_size,) each: ratios between the policy and that of earlier rollouts, truncated; and, last, of this rollout.
 
-        :param ratio: (batch_size,) of the last entry, which is this rollout's
-        :param signs: (n_draws, batch_size) each, to multiply the advantages with; the result is (n_draws, n_costs) then
+        :param distribution: the policy's, in the states of this rollout
         """
-        if not cost_batches:
-            return ratio.new_zeros(0)
         ratios = []
         for batch in cost_batches[:-1]:
             log_prob = self.policy.get_distribution(batch.observations).log_prob(batch.actions)
             ratios.append(th.exp(log_prob - batch.old_log_prob).clamp(max=MAX_RATIO))
-        weighted = [ratio.unsqueeze(1) * batch.advantages for batch, ratio in zip(cost_batches, [*ratios, ratio], strict=True)]
-        if signs is None:
-            return th.stack([terms.mean(dim=0) for terms in weighted]).mean(dim=0)
-        return th.stack([sign.to(terms) @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
+        # Between old and new policy: one at the first evaluation
+        return [*ratios, th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)]
+
+
+def _cost_surrogates(
+    cost_batches: Sequence[CostBatch], ratios: Sequence[th.Tensor], signs: Sequence[th.Tensor] | None = None
+) -> th.Tensor:
+    """
+    (n_costs,), mean over rollouts; empty: there are no constraints.
+
+    :param ratios: one (batch_size,) per rollout
+    :param signs: (n_draws, batch_size) each, to multiply the advantages with; the result is (n_draws, n_costs) then
+    """
+    if not cost_batches:
+        return ratios[-1].new_zeros(0)
+    weighted = [ratio.unsqueeze(1) * batch.advantages for batch, ratio in zip(cost_batches, ratios, strict=True)]
+    if signs is None:
+        return th.stack([terms.mean(dim=0) for terms in weighted]).mean(dim=0)
+    return th.stack([sign.to(terms) @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
 
 
 def _random_signs(episodes: th.Tensor, n_draws: int) -> th.Tensor:

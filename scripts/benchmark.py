@@ -2,9 +2,11 @@
 How fast is it? Each subcommand measures one thing and prints a table.
 
     python scripts/benchmark.py envs
-    python scripts/benchmark.py train
+    python scripts/benchmark.py train --against HEAD~1
+    python scripts/benchmark.py collect
     python scripts/benchmark.py update
     python scripts/benchmark.py memory
+    python scripts/benchmark.py scaling --output scaling.png
     python scripts/benchmark.py processes
 """
 
@@ -13,9 +15,13 @@ import multiprocessing
 import os
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnvWrapper
@@ -130,38 +136,147 @@ def benchmark_envs(args: argparse.Namespace) -> None:
         print(f"  {statistics.median(values):>12,.0f} steps/s by {clock} time, best {max(values):,.0f}   (goal 1,000,000)")
 
 
-def learn(model) -> float:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def learn(model, clock: Callable[[], float] = time.perf_counter) -> float:
     """Steps per second of training, rollouts and updates together."""
-    steps, start = model.num_timesteps, time.perf_counter()
+    steps, start = model.num_timesteps, clock()
     model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
-    return (model.num_timesteps - steps) / (time.perf_counter() - start)
+    return (model.num_timesteps - steps) / (clock() - start)
+
+
+TRAINING = {"batch_size": 1000, "n_critic_updates": 3, "policy_kwargs": {"net_arch": [64, 32]}, "device": "cpu"}
+
+
+def make_circle_env(args: argparse.Namespace):
+    from safe_envs import BatchVecEnv
+    from sb3_cpo import make_vec_env
+
+    # Time of the processor is that of one thread
+    n_threads = 1 if args.clock == "cpu" else 0
+    return make_vec_env(args.env, n_envs=100, vec_env_cls=BatchVecEnv, seed=0, vec_env_kwargs={"n_threads": n_threads})
+
+
+def make_cpo(args: argparse.Namespace):
+    from sb3_cpo import CPO
+
+    kwargs = {"n_steps": args.steps // 100, "fisher_sub_sampling_factor": 5, "n_noise_draws": args.noise_draws, "seed": 0}
+    return CPO("MlpPolicy", make_circle_env(args), 10.0, **kwargs, **TRAINING)
+
+
+def train_on_demand(args: argparse.Namespace) -> None:
+    """Train one update for every line that comes in, and print its steps per second."""
+    import torch as th
+
+    th.set_num_threads(1)
+    model = make_cpo(args)
+    for _ in sys.stdin:
+        print(learn(model, CLOCKS[args.clock]), flush=True)
+
+
+class OtherCode:
+    """
+    Training by the code of a commit, in a process of its own that this script measures in turns with others.
+
+    :param commit: None: the code beside this script
+    """
+
+    def __init__(self, commit: str | None, args: argparse.Namespace):
+        self.folder = tempfile.TemporaryDirectory()
+        root = Path(__file__).resolve().parents[1]
+        if commit is not None:
+            archive = subprocess.run(["git", "archive", commit], cwd=root, stdout=subprocess.PIPE, check=True).stdout
+            subprocess.run(["tar", "x", "-C", self.folder.name], input=archive, check=True)
+            root = Path(self.folder.name)
+        options = ["--env", args.env, "--steps", args.steps, "--noise-draws", args.noise_draws, "--clock", args.clock]
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "worker", *map(str, options)],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.folder.cleanup()
 
 
 def benchmark_train(args: argparse.Namespace) -> None:
-    """Compare training with CPO on BatchVecEnv to sb3-contrib's TRPO on SB3's DummyVecEnv, and to bare stepping."""
+    """
+    Compare training with CPO on BatchVecEnv to sb3-contrib's TRPO on SB3's DummyVecEnv, to bare stepping, and to the code of
+    another commit.
+    """
     import torch as th
     from sb3_contrib import TRPO
     from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 
-    from safe_envs import BatchVecEnv
+    th.set_num_threads(1)
+    sizes = {"SafePointCircle-v0": 20_000, "SafeAntCircle-v0": 50_000}
+    for env_id, size in sizes.items() if args.env is None else [(args.env, sizes.get(args.env, 20_000))]:
+        case = argparse.Namespace(**{**vars(args), "env": env_id, "steps": args.steps or size})
+        stepped = make_circle_env(case)
+        stepped.reset()
+        shape = (case.steps // 100, 100, *stepped.action_space.shape)
+        actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        step = step_vec_env_cpu if args.clock == "cpu" else step_vec_env
+        codes = {"CPO, BatchVecEnv": OtherCode(None, case)}
+        if args.against is not None:
+            codes[f"CPO of {args.against}"] = OtherCode(args.against, case)
+        candidates: dict[str, Measurement] = {**codes, "stepping alone": partial(step, stepped, actions)}
+        if not args.without_trpo:
+            trpo = TRPO("MlpPolicy", sb3_make_vec_env(env_id, n_envs=8, seed=0), n_steps=case.steps // 8, **TRAINING)
+            candidates["contrib TRPO, Dummy"] = partial(learn, trpo, CLOCKS[args.clock])
+        title = f"{env_id}, {case.steps:,} steps per update, {args.rounds} rounds in turns, {args.clock} time, noise draws: "
+        report(title + str(args.noise_draws), measure(candidates, args.rounds), "CPO, BatchVecEnv", {})
+        for code in codes.values():
+            code.close()
+
+
+def benchmark_collect(args: argparse.Namespace) -> None:
+    """Compare what collecting a rollout costs the process that trains: CPO, and SB3's PPO, on the same 8 environments."""
+    import torch as th
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
     from sb3_cpo import CPO, make_vec_env
 
     th.set_num_threads(1)
-    shared = {"batch_size": 1000, "n_critic_updates": 3, "policy_kwargs": {"net_arch": [64, 32]}, "device": "cpu"}
-    for env_id, n_steps in (("SafePointCircle-v0", 200), ("SafeAntCircle-v0", 100)):
-        batch = make_vec_env(env_id, n_envs=100, vec_env_cls=BatchVecEnv, seed=0)
-        stepped = make_vec_env(env_id, n_envs=100, vec_env_cls=BatchVecEnv, seed=0)
-        stepped.reset()
-        actions = np.random.default_rng(0).uniform(-1, 1, (n_steps, 100, *stepped.action_space.shape)).astype(np.float32)
-        cpo = CPO("MlpPolicy", batch, 10.0, n_steps=n_steps, fisher_sub_sampling_factor=5, **shared)
-        trpo = TRPO("MlpPolicy", sb3_make_vec_env(env_id, n_envs=8, seed=0), n_steps=n_steps * 100 // 8, **shared)
-        candidates = {
-            "CPO, BatchVecEnv": partial(learn, cpo),
-            "contrib TRPO, Dummy": partial(learn, trpo),
-            "stepping alone": partial(step_vec_env, stepped, actions),
+    for vec_env_cls in (DummyVecEnv, SubprocVecEnv):
+        kwargs = {"n_envs": 8, "seed": 0, "vec_env_cls": vec_env_cls}
+        if vec_env_cls is SubprocVecEnv:
+            kwargs["vec_env_kwargs"] = {"start_method": "fork"}
+        shared = {"n_steps": 500, "batch_size": 1000, "policy_kwargs": {"net_arch": [64, 32]}, "device": "cpu", "seed": 0}
+        # What CPO does by default and PPO does not
+        as_ppo = {**shared, "policy_kwargs": {**shared["policy_kwargs"], "normalize_observations": False}}
+        models = {
+            "CPO": CPO("MlpPolicy", make_vec_env(f"safe_envs:{args.env}", **kwargs), 10.0, **shared),
+            "CPO, PPO's settings": CPO("MlpPolicy", make_vec_env(f"safe_envs:{args.env}", **kwargs), 10.0, **as_ppo),
+            "PPO of SB3": PPO("MlpPolicy", sb3_make_vec_env(f"safe_envs:{args.env}", **kwargs), **shared),
         }
-        title = f"{env_id}, {n_steps * 100:,} steps per update, {args.rounds} rounds in turns"
-        report(title, measure(candidates, args.rounds), "CPO, BatchVecEnv", {})
+        models["CPO"].learn(4000)  # has statistics of observations from then on
+        for model in models.values():
+            model.train = lambda: None
+        candidates = {name: partial(learn, model, time.process_time) for name, model in models.items()}
+        title = (
+            f"{args.env}, {vec_env_cls.__name__} of 8, rollouts of 4,000 steps, CPU time of this process, {args.rounds} rounds"
+        )
+        results = measure(candidates, args.rounds)
+        report(title, results, "CPO", {})
+        for name in list(models)[:2]:
+            print(f"  a rollout of {name} costs {ratio(results, 'PPO of SB3', name):.3f} of PPO's   (goal 1.05)")
+        for model in models.values():
+            model.env.close()
 
 
 class RepeatedCost(VecEnvWrapper):
@@ -228,6 +343,53 @@ def benchmark_update(args: argparse.Namespace) -> None:
         if name != "TRPO of contrib":
             line += f"   {1 / ratio(results, name, 'TRPO of contrib'):.2f} of contrib's"
         print(line)
+
+
+SCALES = {
+    "steps per update": (5_000, 10_000, 20_000, 40_000),
+    "number of constraints": (1, 2, 4, 8),
+    "cost rollouts": (1, 2, 4, 8),
+}
+
+
+def benchmark_scaling(args: argparse.Namespace) -> None:
+    """How the time of one update grows with the batch, the constraints and the cost rollouts: a table and a picture."""
+    import matplotlib
+    import torch as th
+
+    from safe_envs import BatchVecEnv
+    from sb3_cpo import CPO, make_vec_env
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    th.set_num_threads(1)
+
+    def model(axis: str, value: int):
+        defaults = {"steps per update": 10_000, "number of constraints": 1, "cost rollouts": 1}
+        n_steps, n_costs, n_rollouts = {**defaults, axis: value}.values()
+        env = RepeatedCost(make_vec_env(args.env, n_envs=100, vec_env_cls=BatchVecEnv, seed=0), n_costs)
+        kwargs = {"n_steps": n_steps // 100, "batch_size": 1000, "n_critic_updates": 3, "fisher_sub_sampling_factor": 4}
+        cpo = CPO("MlpPolicy", env, [10.0] * n_costs, n_cost_rollouts=n_rollouts, **kwargs, device="cpu", seed=0)
+        return cpo.learn(n_rollouts * n_steps)
+
+    figure, plots = plt.subplots(1, len(SCALES), figsize=(11, 3.4), layout="constrained")
+    for (axis, values), plot in zip(SCALES.items(), plots, strict=True):
+        candidates = {str(value): partial(update, model(axis, value)) for value in values}
+        seconds = [[1 / speed for speed in speeds] for speeds in measure(candidates, args.rounds).values()]
+        medians = np.array([statistics.median(times) for times in seconds])
+        slope, intercept = np.polyfit(values, medians, 1)
+        print(f"\nOne update on {args.env}, CPU time of one thread, {args.rounds} rounds in turns")
+        for value, times in zip(values, seconds, strict=True):
+            line = f"  {axis} {value:>7,}   {min(times):.3f} / {statistics.median(times):.3f} / {max(times):.3f} s"
+            print(f"{line}   straight line: {intercept + slope * value:.3f} s")
+        plot.plot(values, intercept + slope * np.array(values), color="0.7", label="straight line")
+        errors = [medians - np.min(seconds, axis=1), np.max(seconds, axis=1) - medians]
+        plot.errorbar(values, medians, errors, fmt="o", capsize=3, label="min, median, max")
+        plot.set(xlabel=axis, ylabel="CPU seconds of one update", xlim=(0, None), ylim=(0, None))
+    plots[0].legend()
+    figure.savefig(args.output, dpi=120)
+    print(f"\n{args.output}")
 
 
 def resident() -> float:
@@ -355,7 +517,7 @@ def processes_at_balance(update_seconds: float, n_bytes: float, n_messages: floa
 
 def benchmark_processes(args: argparse.Namespace) -> None:
     """Compare training on one and on two processes of one thread each, and say how far that carries."""
-    import tempfile
+    import multiprocessing
 
     context = multiprocessing.get_context("spawn")
     measured = {}
@@ -391,7 +553,8 @@ def benchmark_processes(args: argparse.Namespace) -> None:
 def report(title: str, results: dict[str, list[float]], subject: str, goals: dict[str, float]) -> None:
     print(f"\n{title}")
     for name, values in results.items():
-        line = f"  {name:<22} {statistics.median(values):>10,.0f} steps/s"
+        speeds = " / ".join(f"{speed:,.0f}" for speed in (min(values), statistics.median(values), max(values)))
+        line = f"  {name:<22} {speeds:>30} steps/s"
         if name != subject:
             line += f"   {subject} is {ratio(results, subject, name):.2f} times as fast"
         if name in goals:
@@ -411,8 +574,28 @@ def main() -> None:
     envs.set_defaults(run=benchmark_envs)
 
     train = subcommands.add_parser("train", help=benchmark_train.__doc__)
+    worker = subcommands.add_parser("worker")
+    for parser_of_training in (train, worker):
+        parser_of_training.add_argument("--env", help="all if not given")
+        parser_of_training.add_argument("--steps", type=int, help="per update; 20,000 of the Point and 50,000 of the ant")
+        parser_of_training.add_argument("--noise-draws", type=int, default=2, help="CPO's n_noise_draws")
+        parser_of_training.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of one thread")
+    worker.set_defaults(run=train_on_demand)
     train.add_argument("--rounds", type=int, default=3, help="rounds, measured in turns")
+    train.add_argument("--against", metavar="COMMIT", help="train with the code of this commit in turns with this code")
+    train.add_argument("--without-trpo", action="store_true", help="do not measure sb3-contrib's TRPO")
     train.set_defaults(run=benchmark_train)
+
+    collect = subcommands.add_parser("collect", help=benchmark_collect.__doc__)
+    collect.add_argument("--env", default="SafePointCircle-v0")
+    collect.add_argument("--rounds", type=int, default=5, help="rounds, measured in turns")
+    collect.set_defaults(run=benchmark_collect)
+
+    scaling = subcommands.add_parser("scaling", help=benchmark_scaling.__doc__)
+    scaling.add_argument("--env", default="SafePointCircle-v0")
+    scaling.add_argument("--rounds", type=int, default=5, help="rounds, measured in turns")
+    scaling.add_argument("--output", default="scaling.png", help="the picture")
+    scaling.set_defaults(run=benchmark_scaling)
 
     one_update = subcommands.add_parser("update", help=benchmark_update.__doc__)
     one_update.add_argument("--rounds", type=int, default=5, help="rounds, measured in turns")

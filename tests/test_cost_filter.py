@@ -75,8 +75,9 @@ def test_the_distance_lets_a_given_share_of_rollouts_exceed_the_limit(error, sig
         if filtered is None:
             filtered = first_filtered_cost(mean, standard_error)
         else:
+            expected = filtered.mean + predicted
             filtered = filter_cost(filtered, predicted, mean, standard_error)
-        confidence = adapt_confidence(confidence, filtered, mean, limit)
+            confidence = adapt_confidence(confidence, filtered, expected, mean, limit)
         over.append(mean[0] > limit[0])
         means.append(mean[0])
         distance = confidence * np.sqrt(filtered.variance + filtered.process_noise)
@@ -88,12 +89,22 @@ def test_the_distance_lets_a_given_share_of_rollouts_exceed_the_limit(error, sig
     assert 12 < np.mean(means[1000:]) < 25
 
 
-def test_the_distance_changes_only_near_the_limit_and_stays_in_its_bounds():
-    near = FilteredCost(np.array([24.0, 1.0]), np.ones(2), np.ones(2))
-    limit = np.array([25.0, 25.0])
-    confidence = adapt_confidence(np.array([0.5, 0.5]), near, np.array([26.0, 26.0]), limit)
-    np.testing.assert_allclose(confidence, [0.585, 0.5])
-    confidence = adapt_confidence(np.array([0.5, 0.5]), near, np.array([25.0, 25.0]), limit)
-    np.testing.assert_allclose(confidence, [0.485, 0.5])
-    np.testing.assert_allclose(adapt_confidence(np.array([3.0, 0.0]), near, np.array([26.0, 20.0]), limit), [3.0, 0.0])
-    np.testing.assert_allclose(adapt_confidence(np.array([0.0, 0.0]), near, np.array([24.0, 20.0]), limit), [0.0, 0.0])
+@pytest.mark.parametrize(
+    ("before", "believed", "expected", "mean", "after"),
+    [
+        (0.5, 24.0, 24.0, 26.0, 0.585),  # exceeds the limit
+        (0.5, 24.0, 24.0, 25.0, 0.485),  # satisfies it
+        (0.0, 24.0, 25.001, 26.0, 0.085),  # expected at the limit itself
+        (0.5, 1.0, 1.0, 26.0, 0.5),  # believed far below
+        (0.5, 24.0, 40.0, 38.0, 0.5),  # on the way to the limit
+        (0.5, 24.0, 40.0, 20.0, 0.5),
+        (3.0, 24.0, 24.0, 26.0, 3.0),  # the most
+        (0.0, 24.0, 24.0, 20.0, 0.0),  # the least
+    ],
+)
+def test_the_distance_follows_rollouts_that_are_near_the_limit_and_were_expected_within_it(
+    before, believed, expected, mean, after
+):
+    filtered = FilteredCost(np.array([believed]), np.ones(1), np.ones(1))
+    values = (np.array([value]) for value in (expected, mean, 25.0))
+    np.testing.assert_allclose(adapt_confidence(np.array([before]), filtered, *values), after)
