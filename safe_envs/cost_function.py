@@ -74,11 +74,10 @@ def match_arguments(cost_fn: CostFunction) -> Arguments:
 def _raise_unknown(cost_fn: CostFunction, unknown: list[inspect.Parameter]) -> None:
     names = ", ".join(repr(parameter.name) for parameter in unknown) or "parameters in another order"
     meant = [f"{p.name} is {ELSEWHERE[p.name]} here" for p in unknown if p.name in ELSEWHERE]
-    if meant:
-        names += f" ({', '.join(meant)})"
+    hint = f" ({', '.join(meant)})" if meant else ""
     raise TypeError(
         f"cost_fn {cost_fn!r} asks for {names}: name the parameters {', '.join(BY_NAME[:-1])} or {BY_NAME[-1]}, as many of "
-        f"them as you need, or take the four ({', '.join(IN_ORDER)}) by position"
+        f"them as you need, or take the four ({', '.join(IN_ORDER)}) by position{hint}"
     )
 
 

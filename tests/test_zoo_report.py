@@ -3,7 +3,9 @@
 import hashlib
 import json
 
+import gymnasium as gym
 import pytest
+from stable_baselines3 import PPO
 from zoo_scripts import POINT, TINY, registered, run_in_folder  # noqa: F401
 
 pytest.importorskip("scipy")
@@ -47,3 +49,15 @@ def test_errors_are_those_of_a_command_line(run, capsys, tmp_path, monkeypatch):
             report.main([*POINT, *arguments])
         assert exit_info.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_file_and_an_environment_without_cost(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(gym.registry, "Pendulum-v1", gym.spec("Pendulum-v1"))
+    PPO("MlpPolicy", "Pendulum-v1", n_steps=10, batch_size=10, device="cpu").save("ppo.zip")
+    arguments = ["--algo", "ppo", "--env", "Pendulum-v1", "--model", "ppo.zip", "--cost-limit", "500", "-n", "2"]
+    with pytest.raises(SystemExit, match="--cost my_module:my_function"):
+        report.main(arguments)
+    (tmp_path / "costs_of_a_report.py").write_text("def every_step():\n    return 1.0\n")
+    report.main([*arguments, "--cost", "costs_of_a_report:every_step", "--policy", "stochastic"])
+    assert "stochastic policy, cost: mean 200, at most" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from rl_zoo3.utils import ALGOS, StoreDict, get_model_path, get_saved_hyperparam
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo import make_vec_env
+from sb3_cpo.zoo.costs import OPTION, add_cost
 from sb3_cpo.zoo.experiment_manager import HYPERPARAMS
 from sb3_cpo.zoo.runs import create_test_env, load_statistics
 
@@ -36,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load-best", action="store_true", help="the best feasible model instead of the last one")
     parser.add_argument("--load-checkpoint", type=int, help="the checkpoint of this number of steps")
     parser.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
+    parser.add_argument("--cost", **{**OPTION, "help": f"{OPTION['help']} (a run of the zoo knows its own)"})
     parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="keyword arguments of the environment, key:value")
 
 
@@ -44,6 +46,8 @@ def open_agent(options: argparse.Namespace, seed: int = 0, **env_kwargs: Any) ->
     :param env_kwargs: beside those of the run and of the command line
     :raises AssertionError, ValueError: what rl_zoo3 raises where there is no such run
     """
+    if options.cost is not None:
+        add_cost(options.env, options.cost)
     return _open_file(options, seed, env_kwargs) if options.model else _open_run(options, seed, env_kwargs)
 
 

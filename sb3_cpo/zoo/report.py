@@ -10,6 +10,7 @@ import sb3_cpo.constraint_report
 import sb3_cpo.zoo  # noqa: F401  (our algorithms in rl_zoo3's tables)
 from sb3_cpo import safety_report
 from sb3_cpo.cost_limits import read_limits
+from sb3_cpo.cost_signal import MissingCost
 from sb3_cpo.report_rendering import verdict_text
 from sb3_cpo.zoo.agents import add_options, load_model, open_agent
 
@@ -68,6 +69,8 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo report") -> None:
             command=shlex.join([*prog.split(), *(sys.argv[1:] if args is None else args)]),
             progress_bar=True,
         )
+    except MissingCost as error:
+        sys.exit(f"{error}\nFrom the command line, --cost my_module:my_function is that wrapper (see docs/guide/zoo.md)")
     except (AssertionError, ValueError) as error:
         # What rl_zoo3 raises where there is no such run
         parser.error(str(error))
