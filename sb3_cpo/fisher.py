@@ -54,18 +54,6 @@ def fisher_products(distribution: Distribution, params: Sequence[nn.Parameter]) 
     return product
 
 
-def on_demand(make: Callable[[], Product]) -> Product:
-    """A product that is made when it is first needed: until then, its graph takes no memory beside other graphs."""
-    made: list[Product] = []
-
-    def product(vector: th.Tensor) -> th.Tensor:
-        if not made:
-            made.append(make())
-        return made[0](vector)
-
-    return product
-
-
 def hessian_products(scalar: th.Tensor, params: Sequence[nn.Parameter]) -> Product:
     """
     Products with the Hessian of any scalar with respect to the parameters.

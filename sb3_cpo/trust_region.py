@@ -204,18 +204,13 @@ def trust_region_step(
     surrogates = evaluate()
     outputs = [surrogates.objective, *surrogates.costs]
     n_signals = len(outputs)
-    is_probed = probe_noise is not None and n_signals > 1
-    n_episodes = 0
-    if probe_noise is not None and is_probed:
-        probe = probe_noise()
-        n_episodes = probe.n_episodes
-        outputs += th.cat([probe.objective.unsqueeze(1), probe.costs], dim=1).flatten().unbind()
-        del probe
+    probe = probe_noise() if probe_noise is not None and n_signals > 1 else None
+    if probe is not None:
+        for objective, costs in zip(probe.objective, probe.costs, strict=True):
+            outputs += [objective, *costs]
     gradients = average(th.stack([flat_grad(output, params) for output in outputs]))
     multiply = hessian_products(surrogates.kl_div, params) if fisher_product is None else fisher_product
     old = _average_surrogates(surrogates, average)
-    # Their graphs have served
-    del surrogates, outputs
 
     def hessian_vector_products(vectors: th.Tensor) -> th.Tensor:
         return average(th.stack([multiply(vector) for vector in vectors])) + cg_damping * vectors
@@ -225,8 +220,8 @@ def trust_region_step(
     products = (gradients.double() @ solutions.double().T).cpu().numpy()
     gram = products[:n_signals, :n_signals]
     honest, gradient_noise = gram, None
-    if is_probed:
-        honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], n_episodes)
+    if probe is not None:
+        honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], probe.n_episodes)
     solutions, gradients = solutions[:n_signals], gradients[:n_signals]
 
     # 3. The trust-region problem, in these n_costs + 1 directions
@@ -261,7 +256,7 @@ def trust_region_step(
             target_kl,
             shrinking_factor=shrinking_factor,
             max_iter=line_search_max_iter,
-            optimism=optimism if is_probed else None,
+            optimism=None if probe is None else optimism,
         )
     cost_surrogate_change = (search.surrogates.costs - old.costs).cpu().numpy().astype(np.float64)
     return TrustRegionStep(
@@ -272,7 +267,7 @@ def trust_region_step(
         is_feasible=dual is not None,
         linear_cost_change=(gradients[1:] @ step).cpu().numpy().astype(np.float64),
         cost_surrogate_change=cost_surrogate_change,
-        predicted_cost_change=search.step_size * (honest @ coefficients)[1:] if is_probed else cost_surrogate_change,
+        predicted_cost_change=cost_surrogate_change if probe is None else search.step_size * (honest @ coefficients)[1:],
         objective_change=float(search.surrogates.objective - old.objective),
         is_vanishing=is_row_vanishing(S, violation, target_kl),
         reachable_cost_change=np.sqrt(2 * target_kl * np.maximum(np.diagonal(S), 0.0)),

@@ -15,7 +15,7 @@ from sb3_cpo import distributed
 from sb3_cpo.buffers import CostRolloutBufferSamples
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.dual import solve_dual
-from sb3_cpo.fisher import Product, fisher_products, hessian_products, on_demand
+from sb3_cpo.fisher import Product, fisher_products, hessian_products
 from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm, Rollout
 from sb3_cpo.trust_region import NoiseProbe, Solver, Surrogates, TrustRegionStep, trust_region_step
 
@@ -120,7 +120,6 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
                 n_episodes=sum(distributed.gather(sum(int(batch.episodes.unique().numel()) for batch in cost_batches))),
             )
 
-        fisher_samples = samples.thinned(self.fisher_sub_sampling_factor)
         return trust_region_step(
             actor_params,
             evaluate,
@@ -130,7 +129,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             cg_damping=self.cg_damping,
             shrinking_factor=self.line_search_shrinking_factor,
             line_search_max_iter=self.line_search_max_iter,
-            fisher_product=on_demand(lambda: self._fisher_product(fisher_samples.observations, actor_params)),
+            fisher_product=self._fisher_product(samples.thinned(self.fisher_sub_sampling_factor).observations, actor_params),
             solve=solve,
             probe_noise=probe_noise if n_noise_draws > 0 else None,
             average=distributed.mean,
