@@ -168,7 +168,7 @@ def test_gradient_of_the_cost_surrogate_is_that_of_the_discounted_cost(gamma, mo
     step_of = trust_region_algorithm.trust_region_step
 
     def spy(params, evaluate, *args, **kwargs):
-        grads = th.autograd.grad(evaluate().costs.sum(), params, allow_unused=True)
+        grads = th.autograd.grad(evaluate().costs.sum(), params, allow_unused=True, retain_graph=True)
         gradients.extend(grad for grad in grads if grad is not None and grad.ndim == 2)
         return step_of(params, evaluate, *args, **kwargs)
 
