@@ -233,3 +233,12 @@ def test_the_best_return_on_frozen_lake_is_had_by_playing_its_policy(promise):
 @pytest.mark.slow
 def test_benchmark_prints_ratios(tmp_path):
     assert "times as fast" in run("benchmark.py", "envs", "--n-envs", "2", "--steps", "2", "--rounds", "1", folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SCRIPTS.parent / ".git").exists(), reason="compares with a commit")
+def test_benchmark_trains_with_the_code_of_a_commit_in_turns_with_this_code(tmp_path):
+    options = ("--env", "SafePointCircle-v0", "--steps", "2000", "--rounds", "1", "--without-trpo", "--against", "HEAD")
+    table = run("benchmark.py", "train", *options, folder=tmp_path)
+    assert "CPO of HEAD" in table
+    assert "stepping alone" in table
