@@ -246,7 +246,7 @@ def lose(folder):
 def test_a_lost_process_ends_the_others_with_a_message(tmp_path):
     context = mp.spawn(in_process, (tmp_path, lose, tmp_path), nprocs=2, join=False)
     for process in context.processes:
-        process.join(60)
+        process.join(240)
     assert (tmp_path / "said").exists()
     assert [process.exitcode for process in context.processes] == [0, 9]
 
