@@ -122,8 +122,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         actions = mean + th.empty_like(mean).normal_() * std
         log_prob = (-((actions - mean) ** 2) / (2 * std**2) - std.log() - math.log(math.sqrt(2 * math.pi))).sum(dim=1)
         if log_prob.isnan().any():
-            # torch's distribution says what is wrong
-            return super().forward(obs)
+            # torch's distribution says what is wrong, unless its checks are switched off
+            super().forward(obs)
+            raise ValueError("the policy's actions are NaN: its parameters or the observations are not finite (parameter loc)")
         return actions.reshape(-1, *self.action_space.shape), values, log_prob  # type: ignore[misc]
 
     def _normalize(self, extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

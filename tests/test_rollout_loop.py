@@ -166,7 +166,10 @@ def test_forward_is_that_of_sb3_bit_for_bit(policy, kwargs, deterministic):
     assert th.equal(state, th.get_rng_state())
 
 
-def test_a_policy_that_has_become_nan_is_an_error_of_the_policy_and_not_of_the_environment():
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_a_policy_that_has_become_nan_is_an_error_of_the_policy_and_not_of_the_environment(is_checked, monkeypatch):
+    # For all of the process, as some packages do
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", is_checked)
     model = CPO("MlpPolicy", RiskyEnv(), 1.0, n_steps=8, batch_size=4, device="cpu")
     model.policy.action_net.weight.data[:] = np.nan
     with pytest.raises(ValueError, match="parameter loc"):
