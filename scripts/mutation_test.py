@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The tests of each module, those that are fast and near first
 TESTS = {
     "sb3_cpo/dual.py": ["test_dual"],
-    "sb3_cpo/trust_region.py": ["test_trust_region"],
+    "sb3_cpo/trust_region.py": ["test_trust_region", "test_gradient_noise"],
     "sb3_cpo/trust_region_algorithm.py": ["test_enforced_limits", "test_cpo", "test_trpo"],
     "sb3_cpo/gradient_noise.py": ["test_gradient_noise"],
     "sb3_cpo/cost_filter.py": ["test_cost_filter"],

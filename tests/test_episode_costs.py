@@ -182,7 +182,8 @@ def test_two_episodes_have_a_standard_error_and_one_has_none():
 def test_a_discounted_episode_in_progress_is_extrapolated_to_its_discounted_end():
     costs = EpisodeCosts(n_envs=1, n_costs=1, gamma=0.5)
     play(costs, [1, 1], [False, False])
-    estimate = costs.estimate(max_episode_steps=4)
-    np.testing.assert_allclose(estimate.mean, 1 + 0.5 + 0.25 + 0.125)
+    # More steps are left than were played
+    estimate = costs.estimate(max_episode_steps=5)
+    np.testing.assert_allclose(estimate.mean, 1 + 0.5 + 0.25 + 0.125 + 0.0625)
     assert estimate.n_episodes == 0
     assert np.isnan(estimate.standard_error).all()

@@ -116,6 +116,20 @@ def test_a_corrected_step_lowers_the_cost_that_a_plain_one_lowers_on_its_batch_o
     assert 0.5 < corrected.gradient_noise[1] < 0.6
 
 
+def test_a_step_that_the_line_search_shortens_is_expected_to_change_the_cost_by_so_much_less():
+    class Curved(Problem):
+        def evaluate(self):
+            surrogates = super().evaluate()
+            # Grows faster than its curvature at the old policy says
+            return surrogates._replace(kl_div=surrogates.kl_div * (1 + 100 * surrogates.kl_div))
+
+    whole = Problem(noise=0.1).step(0.05, corrected=True)
+    shortened = Curved(noise=0.1).step(0.05, corrected=True)
+    assert whole.step_size == 1
+    assert 0 < shortened.step_size < 0.9
+    np.testing.assert_allclose(shortened.predicted_cost_change, shortened.step_size * whole.predicted_cost_change, rtol=1e-6)
+
+
 def test_without_noise_the_corrected_step_is_the_papers():
     """Every episode contributes the same: only the factor E / (E - 1) is left to undo."""
     problem = Problem(noise=0.0)
