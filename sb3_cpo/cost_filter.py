@@ -30,6 +30,11 @@ class FilteredCost(NamedTuple):
     process_noise: np.ndarray
     """variance that one update adds"""
 
+    @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviation of J after one more update."""
+        return np.sqrt(self.variance + self.process_noise)
+
 
 def first_filtered_cost(mean: np.ndarray, standard_error: np.ndarray) -> FilteredCost:
     """
@@ -83,7 +88,6 @@ def adapt_confidence(
     :param mean: (n_costs,) J of the rollout
     :param limit: (n_costs,)
     """
-    deviation = np.sqrt(filtered.variance + filtered.process_noise)
-    is_counted = (filtered.mean + NEAR * deviation > limit) & (expected - deviation <= limit)
+    is_counted = (filtered.mean + NEAR * filtered.deviation > limit) & (expected - filtered.deviation <= limit)
     rise = CONFIDENCE_RATE * ((mean > limit) - SHARE_OVER)
     return np.where(is_counted, np.clip(confidence + rise, 0.0, LARGEST_CONFIDENCE), confidence)

@@ -269,8 +269,7 @@ class CPO(TrustRegionAlgorithm):
                 self.confidence = adapt_confidence(self.confidence, self.filtered_cost, expected, cost.mean, limit)
         if self.cost_confidence is not None:
             self.confidence = np.full(self.n_costs, self.cost_confidence)
-        filtered = self.filtered_cost
-        return filtered.mean + self.confidence * np.sqrt(filtered.variance + filtered.process_noise)
+        return self.filtered_cost.mean + self.confidence * self.filtered_cost.deviation
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""

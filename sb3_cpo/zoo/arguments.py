@@ -12,6 +12,8 @@ from sb3_cpo.cost_signal import MissingCost
 from sb3_cpo.mistakes import UnknownArgument
 
 Changes = dict[str, dict[str, Any]]
+# What to write where an environment has no cost, after the message that names the wrapper
+COST_OPTION = "From the command line, --cost my_module:my_function is that wrapper (see docs/guide/zoo.md)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +70,7 @@ def run(
     try:
         function()
     except MissingCost as error:
-        sys.exit(f"{error}\nFrom the command line, --cost my_module:my_function is that wrapper (see docs/guide/zoo.md)")
+        sys.exit(f"{error}\n{COST_OPTION}")
     except MissingLimit as error:
         sys.exit(
             f"{error}\nFrom the command line: -params cost_limit:20. Where the environment has no cost either, "

@@ -13,6 +13,7 @@ from sb3_cpo.cost_limits import read_limits
 from sb3_cpo.cost_signal import MissingCost
 from sb3_cpo.report_rendering import verdict_text
 from sb3_cpo.zoo.agents import add_options, load_model, open_agent
+from sb3_cpo.zoo.arguments import COST_OPTION
 
 DESCRIPTION = """\
 Play fresh episodes of a trained agent, and report with which confidence it satisfies its limits: bounds on the mean cost of an
@@ -70,7 +71,7 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo report") -> None:
             progress_bar=True,
         )
     except MissingCost as error:
-        sys.exit(f"{error}\nFrom the command line, --cost my_module:my_function is that wrapper (see docs/guide/zoo.md)")
+        sys.exit(f"{error}\n{COST_OPTION}")
     except (AssertionError, ValueError) as error:
         # What rl_zoo3 raises where there is no such run
         parser.error(str(error))
