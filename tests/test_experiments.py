@@ -210,6 +210,59 @@ def test_mistakes_are_those_that_their_names_say(promise, monkeypatch):
     assert rows[3][0].item() + 0.5 != pytest.approx(costs[3])
 
 
+def test_several_limits_are_held_against_their_weighted_sum(promise, monkeypatch, tmp_path, capfd):
+    import several_limits
+
+    args = ["--tasks", "SafePointCircle-v0", "--seeds", "0", "--steps", "60000", "--output", "out"]
+    monkeypatch.setattr(sys, "argv", ["several_limits.py", *args])
+    several_limits.main()
+    folder = tmp_path / "out" / "SafePointCircle-v0"
+    each, summed = (pd.read_csv(folder / f"{method}_seed0.csv").iloc[0] for method in several_limits.METHODS)
+    # The first rollout is the same, whatever is limited
+    costs = {name: each[f"rollout/ep_cost_mean/{name}"] for name in ("cost_position", "cost_speed")}
+    for name, cost in costs.items():
+        assert summed[f"rollout/ep_cost_mean/{name}"] == pytest.approx(cost)
+    shares = costs["cost_position"] / 5 + costs["cost_speed"] / 8
+    assert summed["rollout/ep_cost_mean/cost_weighted_sum"] == pytest.approx(shares, rel=1e-5)
+    assert each["rollout/cost_limit/cost_speed"] == 8
+    assert summed["rollout/cost_limit/cost_weighted_sum"] == 2
+    table = pd.read_csv(tmp_path / "out" / "SafePointCircle-v0.csv")
+    # Judged by the limits that were set out for
+    assert table["cost"].tolist() == ["cost_position", "cost_speed"] * 2
+    assert table["highest since"].max() < 10
+    assert (tmp_path / "out" / "SafePointCircle-v0.png").exists()
+
+
+def test_the_noise_share_is_measured_and_kept(promise, monkeypatch, tmp_path, capfd):
+    import noise_share
+
+    args = [
+        "--tasks",
+        "SafePointCircle-v0",
+        "--steps",
+        "20000",
+        "--sizes",
+        "1000",
+        "20000",
+        "--repeats",
+        "2",
+        "--output",
+        "out",
+    ]
+    monkeypatch.setattr(sys, "argv", ["noise_share.py", *args])
+    noise_share.main()
+    kept = tmp_path / "out" / "SafePointCircle-v0.csv"
+    shares = pd.read_csv(kept).groupby("size")["share"].mean()
+    assert 0 < shares[20_000] < shares[1000] < 1.2
+    (row,) = pd.read_csv(tmp_path / "out" / "noise.csv").to_dict("records")
+    assert row["in episodes"] == pytest.approx(row["half is noise at"] / 65, rel=1e-2)
+    # What the curve says is between what was measured
+    assert noise_share.expected_share(1000, row["half is noise at"]) == pytest.approx(shares[1000], abs=0.3)
+    monkeypatch.setattr(noise_share, "measure", None)
+    noise_share.main()
+    assert (tmp_path / "out" / "noise.png").exists()
+
+
 def test_the_best_return_on_frozen_lake_is_had_by_playing_its_policy(promise):
     small_tasks, horizon = sys.modules["small_tasks"], 100
     optimum, env = small_tasks.solve_frozen_lake(), gym.make("FrozenLake-v1")

@@ -5,9 +5,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_cpo import CPO, FPO, PDO, TRPO, env_facts
+from safe_envs import BatchVecEnv
+from sb3_cpo import CPO, FPO, PDO, TRPO, env_facts, make_vec_env
 from sb3_cpo.cost_signal import MissingCost, read_costs
 
 N_ENVS, LENGTH = 3, 5
@@ -318,3 +319,34 @@ def test_a_gradient_is_an_error_on_any_device():
     for tensor in (th.tensor(1.0, requires_grad=True), th.tensor([1.0, 2.0])):
         with pytest.raises(ValueError, match="detach it" if tensor.requires_grad else "expected shape"):
             read_costs([{"cost": tensor}], None, 1)
+
+
+class Energy(VecEnvWrapper):
+    """A cost that only this wrapper of the VecEnv knows."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_async(self, actions):
+        self.actions = actions
+        self.venv.step_async(actions)
+
+    def step_wait(self):
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for info, action in zip(infos, self.actions, strict=True):
+            info["cost_energy"] = float(np.square(action).sum())
+        return obs, rewards, dones, infos
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, BatchVecEnv])
+def test_a_wrapper_of_a_vec_env_can_add_a_cost(vec_env_cls):
+    env = Energy(make_vec_env("SafePointCircle-v0", n_envs=4, vec_env_cls=vec_env_cls, seed=0))
+    model = CPO("MlpPolicy", env, {"cost": 5.0, "cost_energy": 20.0}, n_steps=130, seed=0)
+    model.learn(520)
+    episodes = np.cumsum(model.rollout_buffer.episode_starts, axis=0)
+    clipped = np.clip(model.rollout_buffer.actions.reshape(4, 130, 2), -1, 1)  # flattened copy by copy
+    energy = np.square(clipped).sum(axis=2).T
+    # Two episodes of each copy have ended: 50 to 65 steps each
+    totals = [energy[episodes[:, copy] == episode, copy].sum() for copy in range(4) for episode in (1, 2)]
+    np.testing.assert_allclose(model.safety.cumulative_cost[1], energy.sum(), rtol=1e-4)
+    np.testing.assert_allclose(model.ledger.raw_estimate.mean[1], np.mean(totals), rtol=1e-4)

@@ -1,5 +1,6 @@
 """``BatchVecEnv``: all copies of one of our tasks in one process, stepped together, as an SB3 ``VecEnv``."""
 
+import itertools
 import os
 import time
 import warnings
@@ -18,7 +19,6 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from safe_envs.monitor_rows import write_row
 from safe_envs.mujoco import vec_env_state
 from safe_envs.mujoco.task import BatchedTask, Episode
-from safe_envs.wrappers import MissingKey
 
 # rl_zoo3 replaces gymnasium's class by a subclass when it is imported
 _TimeLimit: type[TimeLimit] = next(base for base in TimeLimit.__mro__ if base.__name__ == "TimeLimit")
@@ -190,9 +190,10 @@ class BatchVecEnv(VecEnv):
 
         columns = {"cost": cost, **info}
         if not self._sums:
-            self._sums = {key: np.zeros(self.num_envs) for key in ("r", *self._cost_keys(columns))}
+            self._sums = {key: np.zeros(self.num_envs) for key in ("r", *self._cost_keys())}
         for key, total in self._sums.items():
-            total += reward if key == "r" else columns[key]
+            # What only a wrapper of this VecEnv adds to the infos is not known here; a CostMonitor writes NaN, too
+            total += reward if key == "r" else columns.get(key, np.nan)
         infos = _dict_maker(tuple(columns))([column.tolist() for column in columns.values()])
         if self.simulation.is_broken is not None:
             self._log_broken(self.simulation.is_broken, infos)
@@ -202,15 +203,10 @@ class BatchVecEnv(VecEnv):
             observations[rows] = self._start(rows)
         return observations, reward.astype(np.float32), dones, infos
 
-    def _cost_keys(self, columns: dict[str, np.ndarray]) -> list[str]:
+    def _cost_keys(self) -> list[str]:
         """Keys of ``info`` to sum over an episode: the cost, and what the monitors want summed."""
-        keys = ["cost"]
-        for monitor in self._monitors:
-            keys += [key for key in getattr(monitor, "cost_keys", None) or () if key not in keys]
-        for key in keys:
-            if key not in columns:
-                raise MissingKey(f"a monitor sums {key!r}, but the infos of {self.envs[0]} hold {', '.join(columns)}")
-        return keys
+        wanted = [getattr(monitor, "cost_keys", None) or () for monitor in self._monitors]
+        return list(dict.fromkeys(("cost", *itertools.chain(*wanted))))
 
     def _end(self, rows: np.ndarray, infos: list[dict[str, Any]], observations: np.ndarray, is_truncated: list[bool]) -> None:
         """Write what an ended episode leaves, as Monitor and DummyVecEnv do."""
