@@ -20,6 +20,8 @@ from sb3_cpo.cost_filter import (
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.critics import CriticBatch
+from sb3_cpo.defaults import default_cost_gae_gamma
+from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import names_mistakes
@@ -27,9 +29,6 @@ from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region import TrustRegionStep
 from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
 from sb3_cpo.watchdog import Watchdog
-
-# An action is held responsible for the costs of the next hundred steps
-COST_GAE_GAMMA = 0.99
 
 
 class CPO(TrustRegionAlgorithm):
@@ -89,7 +88,7 @@ class CPO(TrustRegionAlgorithm):
     :param cost_gae_gamma: Discount factor of the cost critic and the cost advantages, where it is to differ from
         ``cost_gamma``, which discounts J. Below 1 it trades bias for variance (Schulman et al., 2016, section 3): an action is
         held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps. None: 0.99, at most ``cost_gamma``;
-        ``cost_gamma`` itself, as in the paper, where ``n_noise_draws`` is 0
+        ``cost_gamma`` itself, as in the paper, where the time limit is 100 steps or less, and where ``n_noise_draws`` is 0
     :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
         paper's. With few episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by
         importance ratios, average it out
@@ -200,7 +199,8 @@ class CPO(TrustRegionAlgorithm):
         if self.cost_confidence is None and self.n_noise_draws == 0:
             self.cost_confidence = 0.0
         if self.cost_gae_gamma is None and self.n_noise_draws > 0:
-            self.cost_gae_gamma = min(COST_GAE_GAMMA, self.cost_gamma)
+            time_limit = None if self.env is None else max_episode_steps(self.env)
+            self.cost_gae_gamma = min(default_cost_gae_gamma(time_limit), self.cost_gamma)
         super()._setup_model()
         self._recent: deque[CostBatch] = deque(maxlen=self.n_cost_rollouts)
 

@@ -28,6 +28,8 @@ FISHER_STATES = 5_000
 # Bound on the KL divergence and damping of its curvature, per action dimension: what 0.01 and 0.1 are in packages that
 # average the divergence over dimensions
 KL_PER_DIMENSION, DAMPING_PER_DIMENSION = 0.01, 0.1
+# An action is held responsible for the costs of so many steps
+RESPONSIBLE_STEPS = 100
 
 
 def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
@@ -80,6 +82,17 @@ def default_batch_size(rollout_size: int) -> int:
 
 def default_fisher_sub_sampling_factor(rollout_size: int) -> int:
     return max(1, rollout_size // FISHER_STATES)
+
+
+def default_cost_gae_gamma(max_episode_steps: int | None) -> float:
+    """
+    The discount of the cost advantages that holds an action responsible for the next 100 steps; 1 where no episode has more.
+
+    :param max_episode_steps: time limit; None: not known
+    """
+    if max_episode_steps is not None and max_episode_steps <= RESPONSIBLE_STEPS:
+        return 1.0
+    return 1 - 1 / RESPONSIBLE_STEPS
 
 
 def n_action_dimensions(action_space: spaces.Space) -> int:

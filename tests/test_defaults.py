@@ -39,6 +39,22 @@ def test_batches_divide_the_rollout(rollout_size, batch_size):
 
 
 @pytest.mark.parametrize(
+    ("length", "cost_gamma", "cost_gae_gamma"),
+    [(4, 1.0, 1.0), (100, 1.0, 1.0), (101, 1.0, 0.99), (1000, 1.0, 0.99), (4, 0.9, 0.9), (1000, 0.9, 0.9), (None, 1.0, 0.99)],
+)
+def test_an_action_is_responsible_for_a_hundred_steps_or_a_short_episode(length, cost_gamma, cost_gae_gamma):
+    def make(rank):
+        env = RiskyEnv()
+        return env if length is None else gym.wrappers.TimeLimit(env, length)
+
+    model = CPO("MlpPolicy", vec_env(make, 1), 1.0, n_steps=8, batch_size=8, cost_gamma=cost_gamma, device="cpu")
+    assert model.cost_gae_gamma == pytest.approx(cost_gae_gamma)
+    model.learn(8)
+    assert model.rollout_buffer.cost_gamma == pytest.approx(cost_gae_gamma)
+    assert CPO("MlpPolicy", vec_env(make, 1), 1.0, n_steps=8, batch_size=8, n_noise_draws=0).cost_gae_gamma is None
+
+
+@pytest.mark.parametrize(
     ("action_space", "target_kl"),
     [(spaces.Box(-1, 1, (6,)), 0.06), (spaces.Box(-1, 1, (2, 2)), 0.04), (spaces.Discrete(5), 0.01)],
 )
