@@ -5,6 +5,7 @@ SB3's VecEnvs are watched from inside, below all their wrappers: a NaN is an err
 statistics, which would never be rid of it.
 """
 
+import selectors
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import wait
@@ -99,6 +100,11 @@ class _Remote:
     def __init__(self, index: int, connection_and_process: tuple[Any, BaseProcess]):
         self.index = index
         self.connection, self.process = connection_and_process
+        # One for all steps: to make it takes longer than to ask it. Windows has none for pipes
+        self._selector = selectors.PollSelector() if hasattr(selectors, "PollSelector") else None
+        if self._selector is not None:
+            for source in (self.connection, self.process.sentinel):
+                self._selector.register(source, selectors.EVENT_READ)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.connection, name)
@@ -120,7 +126,11 @@ class _Remote:
 
     def _has_answer(self, timeout: float | None) -> bool:
         """Whether there is one after this number of seconds at most; an error if there will be none."""
-        ready = wait([self.connection, self.process.sentinel], timeout)
+        ready: list[Any]
+        if self._selector is None:
+            ready = wait([self.connection, self.process.sentinel], timeout)
+        else:
+            ready = [key.fileobj for key, _ in self._selector.select(timeout)]
         if ready == [self.process.sentinel] and not self.connection.poll(0):
             raise self._is_dead()
         return bool(ready)
