@@ -82,7 +82,9 @@ def test_promise_runs_what_is_not_done_and_shows_a_table(promise, monkeypatch):
     assert "LunarLander engine: skipped, needs the moon" in out
     table = promise("show", "out")
     assert out.endswith(table)
-    assert [line.split(" | ")[2] for line in table.splitlines()[2:]] == ["cost_speed", "cost_force"]
+    summary, runs = (part.splitlines() for part in table.split("\n\n"))
+    assert [line.split(" | ")[1] for line in summary[2:]] == ["cost_speed", "cost_force"]
+    assert [line.split(" | ")[2] for line in runs[2:]] == ["cost_speed", "cost_force"]
     path = Path("out") / "double integrator_seed0.csv"
     written = path.read_bytes()
     assert f"{path}: there already" in promise(*args, "200")
@@ -92,6 +94,16 @@ def test_promise_runs_what_is_not_done_and_shows_a_table(promise, monkeypatch):
     assert path.read_bytes() == written
     with pytest.raises(SystemExit):
         promise(*PROMISE, "--only", "double integral")
+
+
+def test_promise_averages_over_seeds(promise, tmp_path):
+    for seed, level in ((0, 20), (1, 30)):
+        returns = pd.DataFrame({"steps": [1, 2, 3], "return": [0, 0, level], "episodes": 50, "J cost": [30, 25, level]})
+        returns.assign(**{"limit cost": 25}).to_csv(tmp_path / f"SafeAntVelocity-v0_seed{seed}.csv", index=False)
+    summary = promise("show", str(tmp_path)).splitlines()[2]
+    # From the second rollout on: 25 and 20, 25 and 30 of 25; the first update is none of "since"
+    beside = "published CPO 1306 / 17.7 at 1e6"
+    assert summary == f"| SafeAntVelocity-v0 | cost | 3 | 2 | 1.00 | 25% | 50% | 25 | 20 to 30 | {beside} |"
 
 
 def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):

@@ -108,34 +108,68 @@ def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def table(folder: Path) -> str:
-    """A Markdown table of all finished runs in the folder."""
+def judge_all(folder: Path) -> list[dict[str, Any]]:
+    """A row per finished run in the folder and constraint."""
     order = [task for tasks in GROUPS.values() for task in tasks]
-    rows = []
     paths = {path: path.stem.rsplit("_", 1)[0] for path in folder.glob("*_seed*.csv")}
     known = [path for path, task in paths.items() if task in order]
     if not known:
         raise SystemExit(f"no finished run in {folder}")
+    rows = []
     for path in sorted(known, key=lambda path: (order.index(paths[path]), path.stem)):
         task, seed = path.stem.rsplit("_", 1)
         for row in judge(pd.read_csv(path)):
-            published = PUBLISHED.get(task, {})
-            nearest = min(published, key=lambda steps: abs(steps - row["steps"]), default=None)
-            beside = "" if nearest is None else f"published CPO {published[nearest]} at {nearest:.0e}".replace("e+0", "e")
-            if task in SMALL_TASKS and SMALL_TASKS[task].best_return is not None:
-                beside = f"best possible {SMALL_TASKS[task].best_return():.3g}"
-            rows.append({"task": task, "seed": seed.removeprefix("seed"), **row, "beside": beside})
+            rows.append({"task": task, "seed": seed.removeprefix("seed"), **row, "beside": beside(task, row["steps"])})
+    return rows
+
+
+def beside(task: str, n_steps: int) -> str:
+    """What others have after about as many steps, or what the best policy has."""
+    if task in SMALL_TASKS and SMALL_TASKS[task].best_return is not None:
+        return f"best possible {SMALL_TASKS[task].best_return():.3g}"  # type: ignore[misc]
+    published = PUBLISHED.get(task, {})
+    nearest = min(published, key=lambda steps: abs(steps - n_steps), default=None)
+    return "" if nearest is None else f"published CPO {published[nearest]} at {nearest:.0e}".replace("e+0", "e")
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per task and constraint: means over its seeds, the return with the lowest and the highest."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["cost"], row["steps"]), []).append(row)
+    summary = []
+    for (task, cost, n_steps), group in groups.items():
+        returns = [row["return"] for row in group]
+        means = {
+            key: np.mean([row[key] for row in group]) for key in ("mean J / limit", "over, since", "over, late", "return")
+        }
+        spread = "" if len(group) == 1 else f"{min(returns):.4g} to {max(returns):.4g}"
+        row = {"task": task, "cost": cost, "steps": n_steps, "seeds": len(group), **means, "from to": spread}
+        summary.append({**row, "beside": group[0]["beside"]})
+    return summary
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table, numbers rounded by what they are."""
     header = list(rows[0])
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = dict(row)
-        for key in ("over, all", "over, since", "over, late"):
-            cells[key] = f"{row[key]:.0%}"
-        for key in ("mean J / limit", "highest since"):
-            cells[key] = f"{row[key]:.2f}"
-        cells["return"] = f"{row['return']:.4g}"
+        for key in row:
+            if key.startswith("over"):
+                cells[key] = f"{row[key]:.0%}"
+            elif key in ("mean J / limit", "highest since"):
+                cells[key] = f"{row[key]:.2f}"
+            elif key == "return":
+                cells[key] = f"{row[key]:.4g}"
         lines.append("| " + " | ".join(str(cells[key]) for key in header) + " |")
     return "\n".join(lines)
+
+
+def table(folder: Path) -> str:
+    """Means over seeds, and every finished run in the folder."""
+    rows = judge_all(folder)
+    return f"{markdown(summarise(rows))}\n\n{markdown(rows)}"
 
 
 def main() -> None:
