@@ -88,7 +88,7 @@ class CPO(TrustRegionAlgorithm):
     :param cost_gae_gamma: Discount factor of the cost critic and the cost advantages, where it is to differ from
         ``cost_gamma``, which discounts J. Below 1 it trades bias for variance (Schulman et al., 2016, section 3): an action is
         held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps. None: 0.99, at most ``cost_gamma``;
-        ``cost_gamma`` itself, as in the paper, where the time limit is 100 steps or less, and where ``n_noise_draws`` is 0
+        ``cost_gamma`` itself, as in the paper, where the time limit is below 100 steps, and where ``n_noise_draws`` is 0
     :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
         paper's. With few episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by
         importance ratios, average it out

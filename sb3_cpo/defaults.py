@@ -16,7 +16,7 @@ TOTAL_TIMESTEPS = 1_000_000
 # Episodes in a rollout: J of fewer is mostly noise, and so is the gradient of the cost
 MIN_EPISODES = 20
 # Steps in a rollout, and of each copy
-MIN_ROLLOUT, MIN_STEPS = 4_000, 200
+MIN_ROLLOUT, MIN_STEPS = 2_000, 200
 # Steps of each copy where no time limit is known; as SB3
 UNKNOWN_EPISODE = 2_048
 # Steps that all copies together play in one episode each, and how many copies that may be
@@ -86,11 +86,11 @@ def default_fisher_sub_sampling_factor(rollout_size: int) -> int:
 
 def default_cost_gae_gamma(max_episode_steps: int | None) -> float:
     """
-    The discount of the cost advantages that holds an action responsible for the next 100 steps; 1 where no episode has more.
+    The discount of the cost advantages that holds an action responsible for the next 100 steps. 1 where no episode is as long.
 
     :param max_episode_steps: time limit; None: not known
     """
-    if max_episode_steps is not None and max_episode_steps <= RESPONSIBLE_STEPS:
+    if max_episode_steps is not None and max_episode_steps < RESPONSIBLE_STEPS:
         return 1.0
     return 1 - 1 / RESPONSIBLE_STEPS
 
