@@ -4,8 +4,9 @@ What each mistake of well-known implementations of CPO does: to the cost, to the
     python scripts/experiments/common_mistakes.py --tasks SafePointCircle-v0 --steps 1e6 --seeds 0 1 2
 
 Each mistake is made on purpose, here and not in the package, in CPO with its defaults and in the paper's plain update. J in
-the table and in the pictures is always that of the rollout, whatever the algorithm takes for it. Runs that are done are
-skipped, those that were stopped go on.
+the table and in the pictures is always that of the rollout, whatever the algorithm takes for it. A third picture has actual
+against predicted changes of J, of CPO with its defaults and of the plain update, both without mistakes; their slope without
+the noise of J is printed. Runs that are done are skipped, those that were stopped go on.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
 from promise import COST, GROUPS, judge, make_row
 from runs import Run, run_all
 
@@ -90,7 +92,7 @@ VARIANTS: dict[str, tuple[type[CPO], dict[str, Any]]] = {
 KEPT = {
     "time/total_timesteps",
     *(f"rollout/{name}" for name in ("ep_rew_mean", "ep_rew_mean_rollout", "n_episodes", "cost_limit")),
-    *(COST, "rollout/ep_cost_std_error", "train/is_feasible", "train/nu"),
+    *(COST, "rollout/ep_cost_std_error", "train/is_feasible", "train/nu", PREDICTED, ACTUAL, "train/cost_gradient_noise"),
 }
 
 
@@ -152,6 +154,13 @@ def main() -> None:
             drawn = {name: group for name, group in logs.items() if name.startswith("plain") == (start == "plain")}
             if drawn:
                 draw_task(drawn, f"{task}: mistakes in CPO, {end}", args.output / f"{task}-{end}.png")
+        late = {name: [log.iloc[len(log) // 2 :] for log in logs[name]] for name in ("CPO", "plain") if name in logs}
+        if late:
+            draw_calibration({name: pd.concat(group) for name, group in late.items()}, args.output / f"{task}-changes.png")
+        for name, group in late.items():
+            predicted, actual = (pd.concat(group)[column].mean() for column in (PREDICTED, ACTUAL))
+            slope = np.mean([slope_without_noise(rows) for rows in group])
+            print(f"{name}, late half: predicted {predicted:.2f}, actual {actual:.2f}, slope without noise {slope:.2f}")
 
 
 if __name__ == "__main__":
