@@ -5,7 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 OF_THE_END = ("final_obs", "final_observation", "final_info")
@@ -20,18 +20,20 @@ class GymnasiumVecEnv(VecEnv):
     the last one and its ``info`` beside it: the copies must be reset in the step that ends their episode, or by us. Last
     observations are those under ``final_obs``, or ``final_observation`` as in gymnasium 0.29. Tensors become arrays.
 
-    :param venv: its ``autoreset_mode`` is ``SAME_STEP`` or ``DISABLED``
-    :raises ValueError: it is ``NEXT_STEP``, gymnasium's default: an episode would have a step more, without action
+    :param venv: its ``autoreset_mode`` is ``SAME_STEP`` or ``DISABLED``. With ``NEXT_STEP``, gymnasium's default, a
+        ``SyncVectorEnv`` or ``AsyncVectorEnv``: these let us reset single copies before they do it themselves
+    :raises ValueError: another one with ``NEXT_STEP``: an episode would have a step more, without action
     """
 
     def __init__(self, venv: gym.vector.VectorEnv):
         self.venv = venv
-        self.autoreset_mode = AutoresetMode(venv.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
-        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+        mode = getattr(venv.unwrapped, "autoreset_mode", None) or venv.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self.autoreset_mode = AutoresetMode(mode)
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP and not _resets_single_copies(venv.unwrapped):
             raise ValueError(
-                f"{venv} resets its copies in the step after the end of an episode (autoreset_mode NEXT_STEP); SB3 wants that "
-                'in the same step: gym.make_vec(id, num_envs=8, vectorization_mode="sync", '
-                'vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP})'
+                f"{venv} resets its copies in the step after the end of an episode (autoreset_mode=AutoresetMode.NEXT_STEP); "
+                "SB3 wants that in the same step: make it with autoreset_mode=AutoresetMode.SAME_STEP, if it takes that, or "
+                'take gym.make_vec(id, num_envs=8, vectorization_mode="sync"), which can be passed as it is'
             )
         super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
         self._actions: np.ndarray | None = None
@@ -66,7 +68,7 @@ class GymnasiumVecEnv(VecEnv):
                 row["terminal_observation"] = _entry(observations, index)
         for index, row in enumerate(rows):
             row["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
-        if self.autoreset_mode == AutoresetMode.DISABLED and dones.any():
+        if self.autoreset_mode != AutoresetMode.SAME_STEP and dones.any():
             observations, infos = map(_to_numpy, self.venv.reset(options={"reset_mask": dones}))
             for index, row in enumerate(split_infos(infos, self.num_envs)):
                 if dones[index]:
@@ -79,14 +81,14 @@ class GymnasiumVecEnv(VecEnv):
     def has_attr(self, attr_name: str) -> bool:
         inner: Any = self.venv.unwrapped
         # A copy in another process does not survive being asked for what it has not
-        if isinstance(inner, gym.vector.AsyncVectorEnv):
+        if isinstance(inner, AsyncVectorEnv):
             return all(inner.call("has_wrapper_attr", attr_name))
         return super().has_attr(attr_name)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         inner: Any = self.venv.unwrapped
         # nor for what cannot be pickled: the spec may hold a user's lambda
-        if attr_name == "spec" and isinstance(inner, gym.vector.AsyncVectorEnv):
+        if attr_name == "spec" and isinstance(inner, AsyncVectorEnv):
             return [inner.spec for _ in self._get_indices(indices)]
         if hasattr(inner, "get_attr"):  # of the copies
             values = inner.get_attr(attr_name)
@@ -110,13 +112,21 @@ class GymnasiumVecEnv(VecEnv):
         return list(images) if images is not None else [None] * self.num_envs
 
 
-def split_infos(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
+def _resets_single_copies(venv: Any) -> bool:
+    """Whether a copy that was reset with ``reset_mask`` is not reset once more in the next step."""
+    # Workers without shared memory forget that they were
+    return isinstance(venv, SyncVectorEnv) or (isinstance(venv, AsyncVectorEnv) and venv.shared_memory)
+
+
+def split_infos(infos: dict[str, Any] | list[dict[str, Any]], n_envs: int) -> list[dict[str, Any]]:
     """
     Arrays per copy to a dictionary per copy.
 
     :param infos: arrays (or tensors, or such dictionaries) whose first axis is the copy, each with a mask ``_key`` where only
-        some copies have it. What has no such axis is that of all copies
+        some copies have it. What has no such axis is that of all copies. Or a dictionary per copy already (``DictInfoToList``)
     """
+    if isinstance(infos, list):
+        return [dict(info) for info in infos]
     rows: list[dict[str, Any]] = [{} for _ in range(n_envs)]
     for key, value in infos.items():
         if key.startswith("_") and key[1:] in infos:

@@ -1,5 +1,5 @@
 """
-The command ``sb3-cpo``, also ``python -m sb3_cpo``.
+The command sb3-cpo, also python -m sb3_cpo.
 
     sb3-cpo train --algo cpo --env SafePointCircle-v0      train an agent
     sb3-cpo enjoy --algo cpo --env SafePointCircle-v0      watch it, with its costs
@@ -8,11 +8,13 @@ The command ``sb3-cpo``, also ``python -m sb3_cpo``.
     sb3-cpo plot logs/cpo/SafePointCircle-v0_1             draw return and cost of runs, with the limits
     sb3-cpo video --algo cpo --env SafePointCircle-v0      record an agent
 
-Each has its own --help. train, enjoy and tune are those of rl_zoo3, with costs.
+Each has its own --help; --version says the version. train, enjoy and tune are those of rl_zoo3, with costs.
 """
 
 import sys
 from importlib import import_module
+
+from sb3_cpo import __version__
 
 # Command -> module, function, extra that brings the packages which it needs
 COMMANDS = {
@@ -30,6 +32,9 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print((__doc__ or "").strip())
+        return
+    if name == "--version":
+        print(f"sb3-cpo {__version__}")
         return
     if name not in COMMANDS:
         sys.exit(f"sb3-cpo: there is no command {name!r}; there are {', '.join(COMMANDS)}")

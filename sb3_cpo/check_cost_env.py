@@ -277,7 +277,7 @@ class _Episodes:
         except (TypeError, ValueError):
             self._note(f"{key} type", f"{place} is {value!r:.60}: expected a number")
             return None
-        if array.size == 0 or array.ndim > 1:
+        if array.size == 0 or (array.ndim > 1 and array.size > 1):
             self._note(f"{key} shape", f"{place} has shape {array.shape}: expected a number, or one for each constraint")
             return None
         if not np.isfinite(array).all():

@@ -58,10 +58,13 @@ class CostSummary(NamedTuple):
 
     @property
     def suggested_limit(self) -> float | None:
-        """The environment's own limit, else half of what random play costs; None: random play costs nothing."""
+        """
+        The environment's own limit, else half of what random play costs; None: random play costs nothing, or sums of a running
+        total, which no limit is for.
+        """
         if self.registered_limit is not None:
             return self.registered_limit
-        if not np.isfinite(self.mean) or self.mean == 0:
+        if not np.isfinite(self.mean) or self.mean == 0 or self.is_cumulative:
             return None
         half = self.mean - abs(self.mean) / 2
         return float(f"{half:.2g}")
@@ -182,7 +185,9 @@ def _suggestion_text(report: CostEnvReport) -> list[str]:
     else:
         argument = f"{{{', '.join(f'{name!r}: {limit:g}' for name, limit in limits.items())}}}"
     is_own = all(cost.registered_limit is not None for cost in report.costs if cost.name in limits)
-    reason = "the environment's own" if is_own else "half of what random play costs"
+    is_saving = any(cost.mean < 0 for cost in report.costs if cost.name in limits)
+    half = "what random play costs, less half of its size" if is_saving else "half of what random play costs"
+    reason = "the environment's own" if is_own else half
     steps = [f"n_steps={report.suggested_n_steps}" + (f" of each of {report.n_envs} copies" if report.n_envs > 1 else "")]
     if report.n_envs == 1:
         steps.append(f"or {report.n_steps_for(MANY_COPIES)} of each of {MANY_COPIES} copies")

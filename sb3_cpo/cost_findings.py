@@ -169,7 +169,13 @@ def _doubts(cost: CostSummary, n_episodes: int) -> list[tuple[str, str]]:
 
 def _no_cost_text(other_keys: Mapping[str, bool]) -> str:
     numbers = [key for key, is_number in other_keys.items() if is_number]
-    if numbers:
+    named = [key for key in other_keys if key.startswith("cost_")]
+    if named:
+        there = (
+            f"{', '.join(map(repr, named))} {'is' if len(named) == 1 else 'are'} no single number. Look at one with "
+            f"check_cost_env(env, cost_keys=[{named[0]!r}]), "
+        )
+    elif numbers:
         there = f"It has the numbers {', '.join(map(repr, numbers[:10]))}: name one, cost_limit={{{numbers[0]!r}: limit}}, or "
     else:
         there = f"It has the keys {', '.join(map(repr, other_keys))}: " if other_keys else "It is empty: "

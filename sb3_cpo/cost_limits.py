@@ -61,13 +61,20 @@ class CostLimits(NamedTuple):
                 is_finite = False
             if not is_finite and self.is_limited:
                 when = f" at progress_remaining={progress_remaining}" if callable(self.limits[index]) else ""
-                raise ValueError(f"cost_limit{self._place(index)} is {value}{when}: a limit must be a finite number")
+                raise ValueError(f"{self.name_limit(index)} is {value}{when}: a limit must be a finite number")
         return np.array(values, dtype=np.float64)
 
-    def _place(self, index: int) -> str:
+    def name_limit(self, index: int) -> str:
+        """For messages: "cost_limit['cost_speed']", "cost_limit[1]"."""
         if self.keys is not None:
-            return f"[{self.keys[index]!r}]"
-        return f"[{index}]" if self.names else ""
+            return f"cost_limit[{self.keys[index]!r}]"
+        return f"cost_limit[{index}]" if self.names else "cost_limit"
+
+    def name_cost(self, index: int) -> str:
+        """For messages: "info['cost_speed']", "info['cost'][1]"."""
+        if self.keys is not None:
+            return f"info[{self.keys[index]!r}]"
+        return f"info['cost'][{index}]" if self.names else "info['cost']"
 
 
 def parse_cost_limit(cost_limit: CostLimit) -> CostLimits:

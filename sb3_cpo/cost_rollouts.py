@@ -234,8 +234,8 @@ class CostRollouts(SavedModel):
                 f"(now {self.n_steps})"
             )
         if is_known and before is None:
-            warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits.names)
-            warn_of_running_totals(buffer.costs, buffer.episode_ends, self.cost_limits.names)
+            warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits)
+            warn_of_running_totals(buffer.costs, buffer.episode_ends, self.cost_limits)
         ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches

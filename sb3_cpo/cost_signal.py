@@ -49,7 +49,8 @@ class MissingCost(KeyError):
         if self.key != "cost" and close:
             key = endings[close[0]]
             return f"Did you mean {key!r}? The keys of cost_limit are those of info, as in cost_limit={{{key!r}: limit}}"
-        return (
+        question = f"Is it {close[0]!r}? Then name it: cost_limit={{{close[0]!r}: limit}}. " if close else ""
+        return question + (
             f"Costs reach the algorithm as info[{self.key!r}]: wrap the environment in safe_envs.CostWrapper, name the right "
             "key with cost_limit={key: limit} (in an evaluation: cost_keys), or pass missing_cost='zero' if a missing cost "
             "means 0"

@@ -275,8 +275,8 @@ class CPO(TrustRegionAlgorithm):
         """Warn of what no number of updates will mend."""
         predicted, actual = self.ledger.predicted_change, self.ledger.actual_change
         if predicted is not None and actual is not None:
-            self._watchdog.compare(violation, predicted, actual.mean)
-        self._watchdog.watch(violation, step)
+            self._watchdog.compare(violation, predicted, actual.mean, self.cost_limits)
+        self._watchdog.watch(violation, step, self.cost_limits)
 
     def _cost_batch(self, rollout: Rollout) -> CostBatch:
         """

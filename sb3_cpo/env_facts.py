@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 
 def innermost(env: VecEnv) -> VecEnv:
@@ -103,10 +103,12 @@ def env_id(env: VecEnv) -> str | None:
 
 
 def name_env(env: VecEnv, index: int | None = None) -> str:
-    """For messages: "environment 3 (SafeAntCircle-v0)"."""
+    """For messages: "environment 3 (SafeAntCircle-v0)", or with its class where it has no id."""
     name = "environment" if index is None else f"environment {index}"
-    of_env = env_id(env)
-    return name if of_env is None else f"{name} ({of_env})"
+    inner = innermost(env)
+    # Other processes are not asked: where something went wrong, they may be gone
+    copy = inner.envs[index or 0].unwrapped if isinstance(inner, DummyVecEnv) else inner
+    return f"{name} ({env_id(env) or type(copy).__name__})"
 
 
 def registered_cost_limit(env: VecEnv) -> Any:

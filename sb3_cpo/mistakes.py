@@ -4,7 +4,7 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_cpo.cost_limits import CostLimits
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -283,13 +285,12 @@ def explain_reset(error: TypeError) -> None:
         ) from error
 
 
-def warn_of_running_totals(costs: np.ndarray, ends: np.ndarray, names: Sequence[str]) -> None:
+def warn_of_running_totals(costs: np.ndarray, ends: np.ndarray, limits: CostLimits) -> None:
     """
     Warn of costs that only grow within every episode, as a count of all collisions so far does.
 
     :param costs: (n_steps, n_envs, n_costs) of the first rollout
     :param ends: (n_steps, n_envs), whether an episode ended in that step
-    :param names: of the constraints; empty for a single unnamed one
     """
     for index in range(costs.shape[2]):
         episodes = [
@@ -298,12 +299,11 @@ def warn_of_running_totals(costs: np.ndarray, ends: np.ndarray, names: Sequence[
             for episode in np.split(costs[:, copy, index], np.flatnonzero(ends[:, copy]) + 1)
         ]
         if is_running_total(episodes):
-            key = repr(names[index]) if names else "'cost'"
-            place = f"info['cost'][{index}]" if names and names[index].isdigit() else f"info[{key}]"
+            key = "cost" if limits.keys is None else limits.keys[index]
             warnings.warn(
-                f"{place} never fell within an episode of the first rollout, as a running total does not: the limit bounds "
-                "the sum over the steps, which counts a total again and again. If it is one, "
-                f"safe_envs.CostWrapper(env, total_key={key}) makes it a cost per step (sb3_cpo.check_cost_env shows more)"
+                f"{limits.name_cost(index)} never fell within an episode of the first rollout, as a running total does not: "
+                "the limit bounds the sum over the steps, which counts a total again and again. If it is one, "
+                f"safe_envs.CostWrapper(env, total_key={key!r}) makes it a cost per step (sb3_cpo.check_cost_env shows more)"
             )
 
 
@@ -319,17 +319,15 @@ def is_running_total(episodes: Iterable[np.ndarray]) -> bool:
     return max(int((rise > 0).sum()) for rise in rises) >= 2
 
 
-def warn_of_negative_limits(limit: np.ndarray, costs: np.ndarray, names: Sequence[str]) -> None:
+def warn_of_negative_limits(limit: np.ndarray, costs: np.ndarray, limits: CostLimits) -> None:
     """
     Warn of limits below zero where nothing has cost less than nothing.
 
     :param limit: (n_costs,)
     :param costs: (n_steps, n_envs, n_costs) of the first rollout
-    :param names: of the constraints; empty for a single unnamed one
     """
     for index in np.flatnonzero((limit < 0) & (costs >= 0).all(axis=(0, 1))).tolist():
-        place = f"[{names[index]!r}]" if names else ""
         warnings.warn(
-            f"cost_limit{place} is {limit[index]:g}, but none of the {costs[..., index].size} costs of the first rollout was "
-            "negative: if this cost never is, no policy satisfies the limit"
+            f"{limits.name_limit(index)} is {limit[index]:g}, but none of the {costs[..., index].size} costs of the first "
+            "rollout was negative: if this cost never is, no policy satisfies the limit"
         )

@@ -9,10 +9,12 @@ from pathlib import Path
 if sys.platform == "linux" and "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
     os.environ.setdefault("MUJOCO_GL", "egl")
 
+import gymnasium as gym
 import numpy as np
 
 from sb3_cpo.videos import record_episodes, record_replay, render_fps, write_video
 from sb3_cpo.zoo.agents import add_options, is_chosen_by_stochastic_policy, load_model, open_agent
+from sb3_cpo.zoo.arguments import is_mistake
 
 DESCRIPTION = """\
 Record a video of a trained agent, and print what its episodes earned and what they cost.
@@ -55,10 +57,11 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo video") -> None:
 
     try:
         agent = open_agent(options, options.seed, render_mode="rgb_array")
-    except (AssertionError, ValueError) as error:
-        # What rl_zoo3 raises where there is no such run
-        parser.error(str(error))
-    model, env = load_model(options, agent), agent.env
+        model, env = load_model(options, agent), agent.env
+    except (AssertionError, ValueError, TypeError, gym.error.Error) as error:
+        if is_mistake(error):
+            parser.error(str(error))
+        raise
     if options.episode_seed is None:
         recording = record_episodes(model, env, options.n_episodes, not is_stochastic, options.max_frames, caption=True)
     else:

@@ -46,7 +46,7 @@ def put(where, value):
 @pytest.mark.parametrize(
     ("info", "error", "messages"),
     [
-        ({"run": 1, "other": 2}, KeyError, ["no 'cost'", "environment 1", "step 12", "'other', 'run'", "CostWrapper"]),
+        ({"run": 1, "other": 2}, KeyError, ["environment 1 (BrokenEnv), step 12", "'other', 'run'", "CostWrapper"]),
         ({"cost": np.nan}, ValueError, ["info['cost'] of environment 1 is nan", "finite", "step 12"]),
         ({"cost": np.inf}, ValueError, ["info['cost'] of environment 1 is inf", "step 12"]),
         ({"cost": [1.0, 2.0, 3.0]}, ValueError, ["cost_limit has 1 entry", "environment 1 has shape (3,)", "step 12"]),

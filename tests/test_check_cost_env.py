@@ -131,6 +131,15 @@ def test_no_cost_is_a_problem_that_names_what_there_is():
     only(check(lambda *_: {}).problems, "It is empty", "CostWrapper")
 
 
+def test_named_costs_that_are_arrays_of_one_are_costs_if_asked_for():
+    def script(*_):
+        return {"cost_heat": np.ones((1, 1)), "name": "x"}
+
+    only(check(script).problems, "'cost_heat' is no single number", "cost_keys=['cost_heat']")
+    report = check(script, cost_keys=["cost_heat"])
+    assert (report.problems, report.costs[0].mean) == ((), 4.0)
+
+
 def test_costs_that_some_steps_lack_are_a_problem():
     report = check(lambda t, _: {"cost": 2.0} if t == 4 else {})
     only(report.problems, "info['cost'] is in 25.0% of the steps only", "missing_cost='zero'")
@@ -166,6 +175,13 @@ def test_running_total_is_recognised(first):
     """Whether it begins anew with the episode or not."""
     report = check(lambda t, k: {"cost": first * k + t // 2}, (6,))
     only(report.problems, "never falls within an episode", "total_key='cost'")
+    assert (report.suggested_limit, "  try " in str(report)) == ({}, False)
+
+
+def test_a_limit_for_costs_that_are_savings_lies_below_what_random_play_costs():
+    report = check(lambda *_: {"cost": -1.0})
+    assert report.suggested_limit == {"cost": -6.0}
+    assert "cost_limit=-6 (what random play costs, less half of its size)" in str(report)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ def test_a_missing_cost_names_environment_key_and_the_keys_there_are():
         read_costs([{"a": 1, "b": 1}, {"a": 1}], ("a", "b"), 2)
     assert (error.value.env_index, error.value.key, error.value.found) == (1, "b", ["a"])
     assert str(error.value).startswith("info has no 'b': environment 1; info has the keys ['a']")
+    with pytest.raises(KeyError, match=r"Is it 'costs'\? Then name it: cost_limit=\{'costs': limit\}\. .*CostWrapper"):
+        read_costs([{"costs": 1}], None, 1)
 
 
 @pytest.mark.parametrize(

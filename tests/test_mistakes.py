@@ -278,6 +278,8 @@ def test_a_negative_limit_of_costs_that_are_not_negative():
         learn(env(), -5.0)
     with pytest.warns(UserWarning, match=r"^cost_limit\['cost_b'\] is -1, but none"):
         learn(env(lambda: {"cost_a": -1.0, "cost_b": 1.0}), {"cost_a": -2.0, "cost_b": -1.0})
+    with pytest.warns(UserWarning, match=r"^cost_limit\[1\] is -1, but none"):
+        learn(env(lambda: [-1.0, 1.0]), [-2.0, -1.0])
 
 
 def test_a_negative_limit_of_negative_costs(recwarn):

@@ -80,7 +80,10 @@ PROGRAMS = [
     *(f"algorithms/{name}.md" for name in ("cost-shaping", "cpo", "fpo", "pdo", "trpo")),
     *(
         f"guide/{name}.md"
-        for name in ("callbacks", "choosing-limits", "evaluation", "logging", "own-environment", "safety-report")
+        for name in (
+            *("callbacks", "choosing-limits", "distributed", "evaluation", "logging", "own-environment", "safety-report"),
+            "saving-and-resuming",
+        )
     ),
 ]
 
@@ -92,6 +95,9 @@ def test_programs_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.setattr(ConstrainedOnPolicyAlgorithm, "learn", lambda model, *_, **kwargs: learn(model, 1, **kwargs))
     monkeypatch.setattr("sb3_cpo.defaults.default_n_steps", lambda n_envs, max_episode_steps: 20)
     monkeypatch.chdir(tmp_path)
+    # What torchrun sets; any free port
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
     namespace = {"__name__": "a_test"}
     shorter = {
         r"n_eval_episodes=\d+": "n_eval_episodes=1",

@@ -31,12 +31,20 @@ def cart_poles(mode="SAME_STEP", n_envs=3, max_episode_steps=12, cost=fall):
     )
 
 
-@pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED"])
-def test_steps_are_those_of_a_dummy_vec_env(mode):
+def in_processes(mode):
     def make():
         return CostWrapper(gym.make("CartPole-v1", max_episode_steps=12), fall)
 
-    ours, sb3 = GymnasiumVecEnv(cart_poles(mode)), DummyVecEnv([make] * 3)
+    return gym.vector.AsyncVectorEnv([make] * 3, autoreset_mode=AutoresetMode[mode])
+
+
+@pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED", "NEXT_STEP"])
+@pytest.mark.parametrize("make_vec", [cart_poles, in_processes])
+def test_steps_are_those_of_a_dummy_vec_env(make_vec, mode):
+    def make():
+        return CostWrapper(gym.make("CartPole-v1", max_episode_steps=12), fall)
+
+    ours, sb3 = GymnasiumVecEnv(make_vec(mode)), DummyVecEnv([make] * 3)
     for env in (ours, sb3):
         env.seed(3)
     np.testing.assert_array_equal(ours.reset(), sb3.reset())
@@ -55,12 +63,17 @@ def test_steps_are_those_of_a_dummy_vec_env(mode):
                 np.testing.assert_array_equal(info["terminal_observation"], other["terminal_observation"])
                 ends += 1
     assert ends > 10
+    ours.close()
 
 
-def test_resets_in_the_next_step_are_refused_with_the_mode_that_works():
-    for wrap in (GymnasiumVecEnv, lambda venv: CPO("MlpPolicy", venv, 4.0, **KWARGS)):
-        with pytest.raises(ValueError, match=r"NEXT_STEP.*AutoresetMode\.SAME_STEP"):
-            wrap(cart_poles("NEXT_STEP"))
+def test_resets_in_the_next_step_that_nobody_can_forestall_are_refused_with_the_mode_that_works():
+    native = gym.make_vec("CartPole-v1", num_envs=3)
+    forgetful = gym.vector.AsyncVectorEnv([lambda: gym.make("CartPole-v1")], shared_memory=False)
+    for venv in (native, gym.wrappers.vector.RecordEpisodeStatistics(native), forgetful):
+        for wrap in (GymnasiumVecEnv, lambda venv: CPO("MlpPolicy", venv, 4.0, **KWARGS)):
+            with pytest.raises(ValueError, match=r"NEXT_STEP.*autoreset_mode=AutoresetMode\.SAME_STEP"):
+                wrap(venv)
+    forgetful.close()
 
 
 @pytest.mark.filterwarnings("ignore:only .* episodes")
@@ -121,6 +134,8 @@ def test_infos_are_split_with_their_masks():
         "ab",
     )
     assert "rare" not in second
+    rows = [{"cost": 1.0}, {"cost": 2.0}]
+    assert split_infos(rows, 2) == rows
 
 
 class OnTheGpu:

@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sb3_cpo.cost_limits import parse_cost_limit
 from sb3_cpo.watchdog import PATIENCE, UNDELIVERED_PATIENCE, Watchdog
 
+LIMITS = parse_cost_limit({"cost_heat": 3.0, "cost_speed": 5.0})
 
-def compare(watchdog, violation, predicted, actual):
-    watchdog.compare(np.array([-1.0, violation]), np.array([-5.0, predicted]), np.array([0.0, actual]))
+
+def compare(watchdog, violation, predicted, actual, limits=LIMITS):
+    watchdog.compare(np.array([-1.0, violation]), np.array([-5.0, predicted]), np.array([0.0, actual]), limits)
 
 
 def test_a_cost_that_is_predicted_to_fall_and_does_not_is_warned_of_once_with_both_sums():
@@ -19,7 +22,7 @@ def test_a_cost_that_is_predicted_to_fall_and_does_not_is_warned_of_once_with_bo
         warnings.simplefilter("error")
         for _ in range(UNDELIVERED_PATIENCE - 1):
             compare(watchdog, 15.0, -2.0, 0.05)
-    with pytest.warns(UserWarning, match="constraint 1 .* by -80 in all; it changed by 2"):
+    with pytest.warns(UserWarning, match=r"info\['cost_speed'\] has exceeded .* by -80 in all; it changed by 2"):
         compare(watchdog, 15.0, -2.0, 0.05)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -53,34 +56,35 @@ def test_a_limit_out_of_reach_is_warned_of_after_twenty_updates_in_a_row():
     watchdog = Watchdog()
     violation = np.array([-1.0, 10.1])
     for count in range(1, PATIENCE + 3):
-        messages = messages_of(lambda: watchdog.watch(violation, step([1.0, 1.0])))
+        messages = messages_of(lambda: watchdog.watch(violation, step([1.0, 1.0]), LIMITS))
         assert len(messages) == (count == PATIENCE)
-    assert "10.1 in the last" in messages_of(lambda: fill(Watchdog(), violation, [1.0, 1.0]))[0]
+    message = messages_of(lambda: fill(Watchdog(), violation, [1.0, 1.0]))[0]
+    assert "the violation of info['cost_speed'] (10.1 in the last)" in message
     # Ten times the reach, no more, is not far away; and neither is what came into reach once
     assert not messages_of(lambda: fill(Watchdog(), np.array([-1.0, 10.0]), [1.0, 1.0]))
     watchdog = Watchdog()
     assert not messages_of(lambda: fill(watchdog, violation, [1.0, 1.0], PATIENCE - 1))
-    assert not messages_of(lambda: watchdog.watch(violation, step([1.0, 1.1])))
+    assert not messages_of(lambda: watchdog.watch(violation, step([1.0, 1.1]), LIMITS))
     assert not messages_of(lambda: fill(watchdog, violation, [1.0, 1.0], PATIENCE - 1))
     assert watchdog.n_unreachable == PATIENCE - 1
 
 
 def fill(watchdog, violation, reach, n_updates=PATIENCE):
     for _ in range(n_updates):
-        watchdog.watch(violation, step(reach))
+        watchdog.watch(violation, step(reach), LIMITS)
 
 
 def test_a_violated_cost_without_a_gradient_is_warned_of_once_and_counted():
     watchdog = Watchdog()
     stuck = step([9.0, 9.0], [True, True])
     # Whose limit is satisfied may have none
-    assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 0.0]), stuck))
+    assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 0.0]), stuck, LIMITS))
     assert watchdog.row == {}
-    messages = messages_of(lambda: watchdog.watch(np.array([-1.0, 2.5]), stuck))
+    messages = messages_of(lambda: watchdog.watch(np.array([-1.0, 2.5]), stuck, LIMITS))
     assert len(messages) == 1
-    assert "constraint 1 is over its limit by 2.5" in messages[0]
-    assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 0.5]), stuck))
-    assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 2.5]), step([9.0, 9.0], [True, False])))
+    assert "info['cost_speed'] is over its limit by 2.5" in messages[0]
+    assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 0.5]), stuck, LIMITS))
+    assert not messages_of(lambda: watchdog.watch(np.array([-1.0, 2.5]), step([9.0, 9.0], [True, False]), LIMITS))
     assert watchdog.row == {"train/n_vanishing_gradients": 2}
 
 

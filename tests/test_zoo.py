@@ -19,6 +19,7 @@ import safe_envs
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO
 from sb3_cpo.zoo import ConstrainedExperimentManager
+from sb3_cpo.zoo.arguments import is_mistake
 from sb3_cpo.zoo.enjoy import enjoy
 from sb3_cpo.zoo.experiment_manager import parse_limit_schedule
 from sb3_cpo.zoo.train import train
@@ -292,7 +293,7 @@ def test_a_model_without_its_statistics_is_not_continued_with_fresh_ones(killed_
     with zipfile.ZipFile(checkpoint, "w") as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
-    with pytest.raises(ValueError, match="no statistics of VecNormalize lie in"):
+    with pytest.raises(SystemExit, match="no statistics of VecNormalize lie in"):
         run(train, *NORMALIZED, "-n", "200", "-i", checkpoint)
     run(train, *NORMALIZED[:-1], "normalize:False", "-n", "200", "-i", checkpoint)
 
@@ -342,6 +343,66 @@ def test_an_environment_without_costs_gets_one_on_the_command_line(run, name, ep
 def test_an_id_that_is_misspelt_is_an_error_of_the_command_line(run):
     with pytest.raises(SystemExit, match="SafePointCirle-v0 not found in gym registry, you maybe meant SafePointCircle-v0"):
         run(train, "--algo", "cpo", "--env", "SafePointCirle-v0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-params", "target_kl:-1"], "target_kl must be positive, not -1"),
+        (["-params", "cost_limit:lin_25_x"], "cost_limit is 'lin_25_x': expected a number, or 'lin_start_end'"),
+        (["-params", "vec_env:bach"], "vec_env is 'bach': expected one of dummy, subproc, batch"),
+        (["--env-kwargs", "sise:2"], "unexpected keyword argument 'sise'"),
+        (["-params", "cost_limit"], "expected key:value for each, with values in Python, not cost_limit"),
+        (["-params", "net_arch:[64"], "expected key:value for each, with values in Python, not net_arch:"),
+        (["-i", "nope.zip"], "-i is 'nope.zip': expected the file of a model"),
+        (["--conf-file", "nope.yml"], "--conf-file is 'nope.yml': there is no such file"),
+        (["--gym-packages", "no_such_package"], "--gym-packages names no_such_package, but there is no module"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_answered_without_a_traceback(run, arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run(train, *POINT, "-n", "200", *arguments)
+    assert message in str(exit_info.value.code) + capsys.readouterr().err
+
+
+def test_words_of_the_command_line_need_no_quotes(run):
+    values = ["cost_limit:lin_9_3_0.5", "vec_env:dummy", "normalize_advantage:False", "policy_kwargs:dict(net_arch=[8])"]
+    run(train, *POINT, "-n", "200", "--eval-freq", "-1", *TINY, *values)
+    model = CPO.load("logs/cpo/SafePointCircle-v0_1/SafePointCircle-v0.zip")
+    assert (model.cost_limits.at(1.0), model.cost_limits.at(0.5), model.cost_limits.at(0.0)) == (9.0, 3.0, 3.0)
+    assert model.normalize_advantage is False
+
+
+def test_errors_of_a_users_own_code_keep_their_traceback():
+    """And so do those of training, which no option has caused."""
+
+    def learn():
+        raise ValueError("in training")
+
+    for mistake in (lambda: int("x"), learn, lambda: np.zeros(2).reshape(3)):
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            mistake()
+        assert not is_mistake(raised.value)
+    with pytest.raises(ValueError, match="cost_limit") as raised:
+        CPO("MlpPolicy", "SafePointCircle-v0", "5")
+    assert is_mistake(raised.value)
+
+
+def test_a_run_knows_the_packages_that_register_its_environment(run):
+    Path("my_envs_of_a_test.py").write_text(
+        "import gymnasium\nfrom zoo_scripts import PricelessEnv\ngymnasium.register('Packed-v0', PricelessEnv)"
+    )
+    arguments = ["--algo", "cpo", "--env", "Packed-v0"]
+    train_arguments = ["-n", "200", "--eval-freq", "-1", *TINY, "cost_limit:9"]
+    try:
+        run(train, *arguments, "--gym-packages", "my_envs_of_a_test", *train_arguments)
+        # As in another process
+        del sys.modules["my_envs_of_a_test"], gym.registry["Packed-v0"]
+        assert "Cost limit: 9.00, the mean is OVER" in run(enjoy, *arguments, "--no-render", "-n", "8")
+    finally:
+        gym.registry.pop("Packed-v0", None)
+    with pytest.raises(SystemExit, match="Environment `Packed` doesn't exist"):
+        run(enjoy, *arguments, "-f", "other", "--no-render")
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rl_zoo3.utils import ALGOS, StoreDict, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import ALGOS, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo import make_vec_env
+from sb3_cpo.zoo.arguments import StoreValues
 from sb3_cpo.zoo.costs import OPTION, add_cost
 from sb3_cpo.zoo.experiment_manager import HYPERPARAMS
-from sb3_cpo.zoo.runs import create_test_env, load_statistics
+from sb3_cpo.zoo.runs import create_test_env, load_statistics, register_envs
 
 
 class Agent(NamedTuple):
@@ -38,16 +39,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load-checkpoint", type=int, help="the checkpoint of this number of steps")
     parser.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
     parser.add_argument("--cost", **{**OPTION, "help": f"{OPTION['help']} (a run of the zoo knows its own)"})
-    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="keyword arguments of the environment, key:value")
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreValues, help="keyword arguments of the environment, key:value")
+    parser.add_argument(
+        "--gym-packages", nargs="+", default=[], help="packages that register environments (a run of the zoo knows its own)"
+    )
 
 
 def open_agent(options: argparse.Namespace, seed: int = 0, **env_kwargs: Any) -> Agent:
     """
     :param env_kwargs: beside those of the run and of the command line
     :raises AssertionError, ValueError: what rl_zoo3 raises where there is no such run
+    :raises gymnasium.error.Error: there is no such environment
     """
+    register_envs(options.gym_packages, Path(options.folder, options.algo), options.env)
     if options.cost is not None:
         add_cost(options.env, options.cost)
+    if options.model and not any(Path(f"{options.model}{ending}").is_file() for ending in ("", ".zip")):
+        raise ValueError(f"--model is {options.model!r}: there is no such file")
     return _open_file(options, seed, env_kwargs) if options.model else _open_run(options, seed, env_kwargs)
 
 

@@ -5,6 +5,7 @@ import sys
 from copy import copy
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +20,22 @@ OPTION: dict[str, Any] = {
 }
 
 
+def import_here(name: str, option: str) -> ModuleType:
+    """
+    A module that is installed, or lies in the current folder.
+
+    :param option: that names it, for the message
+    :raises ValueError: there is no such module
+    """
+    # A console command, unlike python -m, does not look there by itself
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{option}, but there is no module {error.name!r}, neither here nor installed") from error
+
+
 def load_cost(name: str) -> Any:
     """
     What ``module:function`` names. Modules in the current folder are found, too.
@@ -28,13 +45,7 @@ def load_cost(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"--cost is {name!r}: expected module:function, my_costs:speed for one in my_costs.py")
-    # A console command, unlike python -m, does not look there by itself
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--cost is {name!r}, but there is no module {error.name!r}, neither here nor installed") from error
+    module = import_here(module_name, f"--cost is {name!r}")
     cost = getattr(module, attribute, None)
     if not callable(cost):
         functions = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,10 @@ class CostPrinter(VecEnvWrapper):
         super().close()
 
 
-def _choose_policy(options: argparse.Namespace) -> None:
-    """The best model of our algorithms was chosen by its stochastic policy: the deterministic one may exceed the limit."""
+def _finish(options: argparse.Namespace) -> None:
+    env_id = getattr(options.env, "gym_id", options.env)
+    runs.register_envs(options.gym_packages, Path(options.folder, options.algo), env_id)
+    # The best model of our algorithms was chosen by its stochastic policy: the deterministic one may exceed the limit
     if options.load_best and not options.deterministic and options.algo in HYPERPARAMS:
         print("The stochastic policy, by which the best model was chosen (--deterministic for the mean action)")
         options.stochastic = True
@@ -112,7 +115,7 @@ def enjoy(prog: str = "python -m sb3_cpo.zoo.enjoy") -> None:
     rl_zoo3.enjoy.get_model_path = get_model_path  # type: ignore[assignment]
     rl_zoo3.enjoy.create_test_env = create_test_env  # type: ignore[assignment]
     parser: dict[str, Any] = {"prog": prog, "description": DESCRIPTION, "epilog": EXAMPLES}
-    run(rl_zoo3.enjoy.enjoy, rl_zoo3.enjoy, CHANGES, finish=_choose_policy, **parser)
+    run(rl_zoo3.enjoy.enjoy, rl_zoo3.enjoy, CHANGES, finish=_finish, **parser)
 
 
 if __name__ == "__main__":

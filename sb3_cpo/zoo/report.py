@@ -5,6 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import gymnasium as gym
+
 # Says what to install where scipy is missing
 import sb3_cpo.constraint_report
 import sb3_cpo.zoo  # noqa: F401  (our algorithms in rl_zoo3's tables)
@@ -13,7 +15,7 @@ from sb3_cpo.cost_limits import read_limits
 from sb3_cpo.cost_signal import MissingCost
 from sb3_cpo.report_rendering import verdict_text
 from sb3_cpo.zoo.agents import add_options, load_model, open_agent
-from sb3_cpo.zoo.arguments import COST_OPTION
+from sb3_cpo.zoo.arguments import COST_OPTION, is_mistake
 
 DESCRIPTION = """\
 Play fresh episodes of a trained agent, and report with which confidence it satisfies its limits: bounds on the mean cost of an
@@ -68,13 +70,14 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo report") -> None:
             model_path=agent.model_path,
             training_folder=agent.folder,
             command=shlex.join([*prog.split(), *(sys.argv[1:] if args is None else args)]),
-            progress_bar=True,
+            progress_bar=sys.stderr.isatty(),
         )
     except MissingCost as error:
         sys.exit(f"{error}\n{COST_OPTION}")
-    except (AssertionError, ValueError) as error:
-        # What rl_zoo3 raises where there is no such run
-        parser.error(str(error))
+    except (AssertionError, ValueError, TypeError, gym.error.Error) as error:
+        if is_mistake(error):
+            parser.error(str(error))
+        raise
     agent.env.close()
     folder = report.save(options.output or agent.folder / f"report-{agent.name}")
     for policy in report.policies:

@@ -2,15 +2,17 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import rl_zoo3.utils
 import yaml
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_cpo.checkpoints import list_checkpoints, load_vec_normalize
-from sb3_cpo.zoo.costs import add_cost_of_run
+from sb3_cpo.zoo.costs import add_cost_of_run, import_here
 
 CHECKPOINT = re.compile(r"(.*)_(\d+)_steps")
 # What a resumed run takes from the command line, and not from its args.yml
@@ -36,6 +38,23 @@ def latest_run_id(log_path: str, env_name: str) -> int:
     models = (path for folder in folders for path in folder.glob("*.zip") if path.name != "rl_model_0_steps.zip")
     numbers = (path.parent.name.removeprefix(f"{env_name}_") for path in models)
     return max((int(number) for number in numbers if number.isdigit()), default=0)
+
+
+def register_envs(packages: Sequence[str], run_folders: Path, env_id: str) -> None:
+    """
+    Import the packages that register environments: those of ``--gym-packages``, else those of the latest run.
+
+    :param run_folders: where the runs of the algorithm are
+    :raises ValueError: there is no such package
+    """
+    if not packages and env_id not in gym.registry:
+        args_files = sorted(run_folders.glob(f"{env_id}_[0-9]*/{env_id}/args.yml"), key=lambda path: path.stat().st_mtime)
+        for path in args_files[-1:]:
+            packages = yaml.load(path.read_text(), Loader=yaml.UnsafeLoader).get("gym_packages") or ()
+    for package in packages:
+        import_here(package, f"--gym-packages names {package}")
+    if env_id not in gym.registry:
+        gym.spec(env_id)
 
 
 def checkpoint_folder(run_folder: str | Path, save_freq: int) -> Path:
