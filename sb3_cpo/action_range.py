@@ -7,8 +7,10 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-# Two standard deviations from the centre of a range to its ends: nearly every action that is drawn is the one that is taken
-STD_OF_HALF_RANGE = 0.5
+# First standard deviations in half ranges. The dimensions of an action add up in what they do: their variances sum to this,
+FIRST_VARIANCE = 1.5
+# but none is so large that most actions lie beyond the ends of the range, nor smaller than where learning was fastest
+LEAST_STD, LARGEST_STD = 0.5, 1.0
 
 
 class RangeLinear(nn.Linear):
@@ -62,5 +64,6 @@ def action_range(space: spaces.Box) -> ActionRange:
     is_bounded = (low > -largest) & (high < largest) & (high > low)
     low, high = np.where(is_bounded, low, -1.0), np.where(is_bounded, high, 1.0)
     centre, half_range = (low + high) / 2, (high - low) / 2
-    first_std = np.where(is_bounded, STD_OF_HALF_RANGE * half_range, 1.0)
+    share = np.clip(np.sqrt(FIRST_VARIANCE / len(low)), LEAST_STD, LARGEST_STD)
+    first_std = np.where(is_bounded, share * half_range, 1.0)
     return ActionRange(*(th.as_tensor(part, dtype=th.float32) for part in (centre, half_range, first_std)))

@@ -28,11 +28,18 @@ def first_actions(policy: MlpPolicy) -> tuple[np.ndarray, np.ndarray]:
     return normal.mean.numpy()[0], normal.stddev.detach().numpy()[0]
 
 
-def test_actions_begin_at_the_centre_of_their_range_with_a_quarter_of_it_as_standard_deviation():
+def test_actions_begin_at_the_centre_of_their_range_with_a_part_of_it_as_standard_deviation():
     low, high = np.array([-1, 0, -0.4, -300], dtype=np.float32), np.array([1, 1, 0.4, 100], dtype=np.float32)
     mean, std = first_actions(make_policy(spaces.Box(low, high)))
     np.testing.assert_allclose(mean, [0, 0.5, 0, -100], atol=1e-6)
-    np.testing.assert_allclose(std, [0.5, 0.25, 0.2, 100], rtol=1e-6)
+    # Four dimensions: together a variance of 1.5 half ranges
+    np.testing.assert_allclose(std / np.array([1, 0.5, 0.4, 200]), np.sqrt(1.5 / 4), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n_dimensions", "share"), [(1, 1.0), (2, 0.8660254), (3, 0.7071068), (6, 0.5), (17, 0.5)])
+def test_the_more_dimensions_an_action_has_the_less_each_is_explored(n_dimensions, share):
+    _, std = first_actions(make_policy(spaces.Box(-2, 4, (n_dimensions,))))
+    np.testing.assert_allclose(std, share * 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bound", [np.inf, np.finfo(np.float32).max])
@@ -40,7 +47,7 @@ def test_actions_without_a_range_begin_as_in_sb3(bound):
     low, high = np.array([-bound, 0, -1], dtype=np.float32), np.array([bound, bound, 1], dtype=np.float32)
     mean, std = first_actions(make_policy(spaces.Box(low, high)))
     np.testing.assert_allclose(mean, 0.0)
-    np.testing.assert_allclose(std, [1.0, 1.0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(std, [1.0, 1.0, np.sqrt(0.5)], rtol=1e-6)
 
 
 def test_a_standard_deviation_that_is_given_is_in_the_unit_of_the_actions():
