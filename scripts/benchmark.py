@@ -2,6 +2,7 @@
 How fast is it? Each subcommand measures one thing and prints a table.
 
     python scripts/benchmark.py envs
+    python scripts/benchmark.py stepping --envpool path/to/python --mjbatch path/to/another/python
     python scripts/benchmark.py train --against HEAD~1
     python scripts/benchmark.py collect
     python scripts/benchmark.py update
@@ -175,9 +176,38 @@ def train_on_demand(args: argparse.Namespace) -> None:
         print(learn(model, CLOCKS[args.clock]), flush=True)
 
 
-class OtherCode:
+class OnDemand:
     """
-    Training by the code of a commit, in a process of its own that this script measures in turns with others.
+    A process that answers every line that it gets with a speed, measured by this script in turns with others.
+
+    :param command: the program and its arguments
+    :param env: variables of its environment beside ours
+    """
+
+    def __init__(self, command: list[str], env: dict[str, str] | None = None):
+        self.process = subprocess.Popen(
+            command, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self) -> float:
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+        return float(self.read())
+
+    def read(self) -> str:
+        """Its next line."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class OtherCode(OnDemand):
+    """
+    Training by the code of a commit.
 
     :param commit: None: the code beside this script
     """
@@ -190,25 +220,44 @@ class OtherCode:
             subprocess.run(["tar", "x", "-C", self.folder.name], input=archive, check=True)
             root = Path(self.folder.name)
         options = ["--env", args.env, "--steps", args.steps, "--noise-draws", args.noise_draws, "--clock", args.clock]
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "worker", *map(str, options)],
-            env={**os.environ, "PYTHONPATH": str(root)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self) -> float:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        super().__init__([sys.executable, __file__, "worker", *map(str, options)], {"PYTHONPATH": str(root)})
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        super().close()
         self.folder.cleanup()
+
+
+def benchmark_stepping(args: argparse.Namespace) -> None:
+    """Compare BatchVecEnv with other libraries' batched environments, each with the same number of threads."""
+    import gymnasium
+
+    from safe_envs import BatchVecEnv
+    from sb3_cpo import make_vec_env
+
+    n_threads = args.threads or os.cpu_count() or 1
+    assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+    for robot, model in (("Ant", "ant.xml"), ("HalfCheetah", "half_cheetah.xml")):
+        kwargs = {"vec_env_cls": BatchVecEnv, "vec_env_kwargs": {"n_threads": n_threads}}
+        venv = make_vec_env(f"Safe{robot}Velocity-v0", n_envs=args.n_envs, seed=0, **kwargs)
+        venv.reset()
+        shape = (args.steps, args.n_envs, *venv.action_space.shape)
+        actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        candidates: dict[str, Measurement] = {"BatchVecEnv": partial(step_vec_env, venv, actions)}
+        others = {"envpool": (args.envpool, f"{robot}-v4"), "mjbatch": (args.mjbatch, str(assets / model))}
+        processes = []
+        for library, (python, what) in others.items():
+            script = Path(__file__).with_name("step_others.py")
+            sizes = map(str, (args.n_envs, n_threads, args.steps))
+            process = OnDemand([python, str(script), library, what, *sizes])
+            if process.read() == "ready":
+                candidates[library if library == "envpool" else "mjbatch (physics)"] = process
+            else:
+                print(f"{library}: not in {python}, or it does not start (its error stands above)")
+            processes.append(process)
+        title = f"{robot}, {args.n_envs} copies, {n_threads} thread(s), {args.rounds} rounds of {args.steps} steps, in turns"
+        report(title, measure(candidates, args.rounds), "BatchVecEnv", dict.fromkeys(candidates, 1.0))
+        for process in processes:
+            process.close()
 
 
 def benchmark_train(args: argparse.Namespace) -> None:
@@ -585,6 +634,16 @@ def main() -> None:
     train.add_argument("--against", metavar="COMMIT", help="train with the code of this commit in turns with this code")
     train.add_argument("--without-trpo", action="store_true", help="do not measure sb3-contrib's TRPO")
     train.set_defaults(run=benchmark_train)
+
+    stepping = subcommands.add_parser("stepping", help=benchmark_stepping.__doc__)
+    stepping.add_argument("--n-envs", type=int, default=64, help="copies")
+    stepping.add_argument("--steps", type=int, default=200, help="steps in a round")
+    stepping.add_argument("--rounds", type=int, default=7, help="rounds, measured in turns")
+    stepping.add_argument("--threads", type=int, default=0, help="of each; 0: all cores")
+    # mjbatch pins another release of MuJoCo than BatchVecEnv needs
+    for library in ("envpool", "mjbatch"):
+        stepping.add_argument(f"--{library}", metavar="PYTHON", default=sys.executable, help="an interpreter that has it")
+    stepping.set_defaults(run=benchmark_stepping)
 
     collect = subcommands.add_parser("collect", help=benchmark_collect.__doc__)
     collect.add_argument("--env", default="SafePointCircle-v0")

@@ -1,7 +1,9 @@
 """The scripts behind the results run from beginning to end, in small, and leave what they promise."""
 
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +106,13 @@ def test_promise_averages_over_seeds(promise, tmp_path):
     # From the second rollout on: 25 and 20, 25 and 30 of 25; the first update is none of "since"
     beside = "published CPO 1306 / 17.7 at 1e6"
     assert summary == f"| SafeAntVelocity-v0 | cost | 3 | 2 | 1.00 | 25% | 50% | 25 | 20 to 30 | {beside} |"
+
+
+def test_the_tables_in_the_docs_are_those_of_the_committed_runs(promise):
+    results = SCRIPTS.parent / "docs" / "results"
+    page = (results / "promise.md").read_text()
+    for table in promise("show", str(results / "promise")).strip().split("\n\n"):
+        assert table in page
 
 
 def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):
@@ -307,3 +316,13 @@ def test_benchmark_trains_with_the_code_of_a_commit_in_turns_with_this_code(tmp_
     table = run("benchmark.py", "train", *options, folder=tmp_path)
     assert "CPO of HEAD" in table
     assert "stepping alone" in table
+
+
+def test_stepping_is_measured_without_the_libraries_that_are_not_there(tmp_path):
+    args = ("--n-envs", "2", "--steps", "3", "--rounds", "1", "--threads", "1")
+    out = run("benchmark.py", "stepping", *args, "--mjbatch", sys.executable, folder=tmp_path)
+    for robot in ("Ant", "HalfCheetah"):
+        assert f"{robot}, 2 copies, 1 thread(s)" in out
+    assert len(re.findall(r"  BatchVecEnv +[\d,]+ / [\d,]+ / [\d,]+ steps/s", out)) == 2
+    for library in ("envpool", "mjbatch"):
+        assert (f"{library}: not in {sys.executable}" in out) == (importlib.util.find_spec(library) is None)
