@@ -7,10 +7,10 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-# First standard deviations in half ranges. The dimensions of an action add up in what they do: their variances sum to this,
+# First variances in half ranges: the dimensions of an action add up in what they do, and together they have this one,
 FIRST_VARIANCE = 1.5
-# but none is so large that most actions lie beyond the ends of the range, nor smaller than where learning was fastest
-LEAST_STD, LARGEST_STD = 0.5, 1.0
+# but each has one in these bounds: 84 % of the actions that are drawn lie within the range at the upper one, 95 % at the lower
+LEAST_VARIANCE, LARGEST_VARIANCE = 0.25, 0.5
 
 
 class RangeLinear(nn.Linear):
@@ -64,6 +64,6 @@ def action_range(space: spaces.Box) -> ActionRange:
     is_bounded = (low > -largest) & (high < largest) & (high > low)
     low, high = np.where(is_bounded, low, -1.0), np.where(is_bounded, high, 1.0)
     centre, half_range = (low + high) / 2, (high - low) / 2
-    share = np.clip(np.sqrt(FIRST_VARIANCE / len(low)), LEAST_STD, LARGEST_STD)
+    share = np.sqrt(np.clip(FIRST_VARIANCE / len(low), LEAST_VARIANCE, LARGEST_VARIANCE))
     first_std = np.where(is_bounded, share * half_range, 1.0)
     return ActionRange(*(th.as_tensor(part, dtype=th.float32) for part in (centre, half_range, first_std)))
