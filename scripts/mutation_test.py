@@ -3,9 +3,13 @@ Change the code in one place at a time, and see whether a test notices.
 
     python scripts/mutation_test.py --modules cpo dual --n-mutants 40
 
-A mutant is one operator, number, comparison, condition, keyword or function name that is another. It is killed if a test of
-its module fails, or runs far longer than without it. Each is tried in a copy of the package; the tree is left as it is. The
-survivors are printed as differences: a missing test, or a change that changes nothing.
+A mutant is one operator, number, comparison, condition, keyword or function name that is another, in a function or in a
+constant of the module. It is killed if a test of its module fails, or runs far longer than without it. Each is tried in a copy
+of the package; the tree is left as it is. The survivors are printed as differences: a missing test, or a change that changes
+nothing.
+
+Left out, because no test should hold it: docstrings, annotations, what is written into messages, and how a scene is drawn
+(colours, camera, sizes of boxes that nothing touches; where the boxes stand is not left out).
 """
 
 import argparse
@@ -47,7 +51,12 @@ TESTS = {
     "sb3_cpo/pdo.py": ["test_enforced_limits", "test_pdo"],
     "safe_envs/mujoco/circle.py": ["test_circle"],
     "safe_envs/mujoco/gather.py": ["test_gather"],
-    "safe_envs/mujoco/velocity.py": ["test_velocity"],
+    "safe_envs/mujoco/velocity.py": ["test_velocity", "test_vec_env", "test_vec_env_access"],
+    "safe_envs/mujoco/robots.py": ["test_robots", "test_robot_env", "test_circle", "test_gather", "test_vec_env_access"],
+    "safe_envs/mujoco/robot_env.py": ["test_robot_env", "test_robots", "test_envs_contract"],
+    "safe_envs/mujoco/simulations.py": ["test_vec_env_access", "test_vec_env"],
+    "safe_envs/mujoco/task.py": ["test_robot_env", "test_circle", "test_envs_contract"],
+    "safe_envs/mujoco/vec_env.py": ["test_vec_env_access", "test_vec_env"],
 }
 
 # What the tests import and is not ours
@@ -71,6 +80,8 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
+# Calls and keywords that only decide on a picture
+DRAWING = {"set_camera", "add_visual_box", "rgba"}
 NAMES = {"mean": "median", "max": "min", "min": "max", "maximum": "minimum", "minimum": "maximum", "any": "all", "all": "any"}
 
 
@@ -82,8 +93,11 @@ class Mutant(NamedTuple):
     after: str
 
 
-def places(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes of functions and methods, without docstrings, annotations and what is written into messages."""
+def places(tree: ast.Module) -> Iterator[ast.AST]:
+    """Nodes of constants, functions and methods, without what the beginning of this file says."""
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            yield from _inside(statement)
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             for statement in function.body:
@@ -92,7 +106,7 @@ def places(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _inside(node: ast.AST) -> Iterator[ast.AST]:
     is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    if is_text or isinstance(node, ast.Raise | ast.JoinedStr | ast.FunctionDef | ast.ClassDef):
+    if is_text or _draws(node) or isinstance(node, ast.Raise | ast.JoinedStr | ast.FunctionDef | ast.ClassDef):
         return
     yield node
     for name, value in ast.iter_fields(node):
@@ -100,6 +114,12 @@ def _inside(node: ast.AST) -> Iterator[ast.AST]:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     yield from _inside(child)
+
+
+def _draws(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return getattr(node.func, "attr", getattr(node.func, "id", None)) in DRAWING
+    return isinstance(node, ast.keyword) and node.arg in DRAWING
 
 
 def change(node: ast.AST) -> bool:
@@ -123,7 +143,7 @@ def change(node: ast.AST) -> bool:
     return True
 
 
-def candidates(tree: ast.AST) -> list[int]:
+def candidates(tree: ast.Module) -> list[int]:
     """Numbers of the places that can be changed."""
     return [
         index
@@ -132,7 +152,7 @@ def candidates(tree: ast.AST) -> list[int]:
     ]
 
 
-def make_mutant(module: str, tree: ast.AST, index: int) -> Mutant:
+def make_mutant(module: str, tree: ast.Module, index: int) -> Mutant:
     mutated = copy.deepcopy(tree)
     place: Any = next(place for number, place in enumerate(places(mutated)) if number == index)
     before = ast.unparse(place).splitlines()[0]
