@@ -221,6 +221,18 @@ def test_a_process_that_was_killed_is_named():
     env.processes[0].terminate()
 
 
+class Unspeakable(ScriptedEnv):
+    cost_limit = {"cost": lambda progress: 5.0}
+
+
+def test_an_attribute_that_ends_the_process_is_named():
+    env = vec_env(Unspeakable, 2, subproc=True)
+    with pytest.raises(RuntimeError, match="asked for its attribute 'cost_limit'"):
+        CPO("MlpPolicy", env, **KWARGS)
+    for process in env.processes:
+        process.terminate()
+
+
 def test_a_process_that_does_not_answer_is_warned_of(monkeypatch):
     from sb3_cpo import env_watch
 

@@ -57,6 +57,15 @@ def test_what_is_left_is_bounded_where_a_draw_says_more_noise_than_there_is_anyt
     np.testing.assert_array_equal(subtract_noise(gram, noise, 1)[0], gram)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_cost_that_no_parameter_changes_has_no_noise():
+    gram, noise = np.diag([2.0, 0.0]), np.diag([0.5, 0.0])
+    honest, share = subtract_noise(gram, noise, 4)
+    np.testing.assert_array_equal(share, [0.25, 0.0])
+    np.testing.assert_allclose(honest, np.diag([1.5 * 4 / 3, 0.0]))
+    np.testing.assert_array_equal(constraint_basis(gram, honest), [[0.0, 0.0]])
+
+
 def test_without_noise_the_basis_is_that_of_the_paper():
     gram = np.array([[2.0, -1.0, 0.3], [-1.0, 1.5, 0.2], [0.3, 0.2, 0.7]])
     np.testing.assert_array_equal(constraint_basis(gram, gram), np.eye(3)[1:])

@@ -93,7 +93,8 @@ def test_batch_follows_v4_through_resets(robot):
         actions = np.array([venv.action_space.sample() for _ in range(n_envs)])
         observations, rewards, dones, infos = venv.step(actions)
         for index, env in enumerate(references):
-            expected, reward, terminated, _, _ = env.step(actions[index])
+            expected, reward, terminated, _, v4_info = env.step(actions[index])
+            assert {key: infos[index][key] for key in v4_info} == pytest.approx(v4_info, rel=1e-9, abs=1e-12)
             lengths[index] += 1
             assert rewards[index] == np.float32(reward)
             assert dones[index] == (terminated or lengths[index] == 150)
