@@ -48,7 +48,7 @@ TESTS = {
     "sb3_cpo/cost_model.py": ["test_defaults", "test_save_load", "test_on_policy_algorithm"],
     "sb3_cpo/on_policy_algorithm.py": ["test_enforced_limits", "test_on_policy_algorithm", "test_interruptions"],
     "sb3_cpo/watchdog.py": ["test_watchdog"],
-    "sb3_cpo/cpo.py": ["test_enforced_limits", "test_cpo"],
+    "sb3_cpo/cpo.py": ["test_cpo", "test_enforced_limits"],
     "sb3_cpo/pdo.py": ["test_enforced_limits", "test_pdo"],
     "safe_envs/mujoco/circle.py": ["test_circle"],
     "safe_envs/mujoco/gather.py": ["test_gather"],
@@ -213,19 +213,21 @@ def choose_tests(
     calls: dict[str, tuple[float, list[str]]], mutant: Mutant, first: int | None, max_seconds: float
 ) -> tuple[list[str], float]:
     """
-    The tests that call the mutated function, fast ones first, as many as fit into some seconds.
+    The tests that call the mutated function, those of its module's own files first and of each file the fast ones, as many as
+    fit into some seconds.
 
     :param first: first line of the function; None: it is a constant of the module, and all tests of it may tell
     :return: the tests, and the seconds that they take
     """
     prefix = f"{mutant.module}:" if first is None else f"{mutant.module}:{first}"
+    files = [f"tests/{name}.py" for name in TESTS[mutant.module]]
     of_function = [
-        (seconds, test)
+        (files.index(file) if (file := test.split("::")[0]) in files else len(files), seconds, test)
         for test, (seconds, called) in calls.items()
         if any(call == prefix or (first is None and call.startswith(prefix)) for call in called)
     ]
     chosen, total = [], 0.0
-    for seconds, test in sorted(of_function):
+    for _, seconds, test in sorted(of_function):
         if chosen and total + seconds > max_seconds:
             break
         chosen.append(test)
@@ -283,7 +285,7 @@ def main() -> None:
     parser.add_argument("--modules", nargs="+", default=[Path(module).stem for module in TESTS], help="names without .py")
     parser.add_argument("--n-mutants", type=int, default=20, help="drawn per module; 0: all of them")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--max-seconds", type=float, default=300.0, help="of tests for one mutant, fast ones first")
+    parser.add_argument("--max-seconds", type=float, default=300.0, help="of tests for one mutant")
     parser.add_argument("--calls", type=Path, help="file for what each test calls; read where it exists, else written")
     arguments = parser.parse_args()
     known = {Path(module).stem: module for module in TESTS}
@@ -307,6 +309,7 @@ def main() -> None:
         for name in arguments.modules:
             module = known[name]
             original, n_killed_here = (folder / module).read_text(), 0
+            tests, seconds = [f"tests/{name}.py" for name in TESTS[module]], 300.0
             tree = ast.parse(original)
             drawn = candidates(tree)
             if 0 < arguments.n_mutants < len(drawn):
@@ -321,6 +324,9 @@ def main() -> None:
                 else:
                     n_killed_here += 1
             (folder / module).write_text(original)
+            # A test that fails by itself, or an installation that broke meanwhile, would have killed every mutant
+            if not run_tests(folder, tests, 3 * seconds + 30):
+                raise SystemExit(f"tests of {module} fail without a mutant now: {' '.join(tests)}")
             n_killed += n_killed_here
             print(f"{module}: {n_killed_here} of {len(drawn)} killed", flush=True)
     n_mutants = n_killed + len(survivors)
