@@ -62,7 +62,7 @@ TESTS = {
     "sb3_cpo/on_policy_algorithm.py": ["test_enforced_limits", "test_on_policy_algorithm", "test_interruptions"],
     "sb3_cpo/watchdog.py": ["test_watchdog"],
     "sb3_cpo/cpo.py": ["test_cpo", "test_enforced_limits"],
-    "sb3_cpo/pdo.py": ["test_enforced_limits", "test_pdo"],
+    "sb3_cpo/pdo.py": ["test_enforced_limits", "test_pdo", "test_bad_input"],
     "safe_envs/mujoco/circle.py": ["test_circle"],
     "safe_envs/mujoco/gather.py": ["test_gather"],
     "safe_envs/mujoco/velocity.py": ["test_velocity", "test_vec_env_access"],
