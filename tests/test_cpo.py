@@ -221,6 +221,20 @@ def test_watchdog_warns_once_of_a_limit_out_of_reach(monkeypatch):
     assert len(record) == 1
 
 
+def test_watchdog_compares_what_an_update_changed_with_what_it_predicted(seen, monkeypatch):
+    compared, costs = [], []
+    monkeypatch.setattr(watchdog.Watchdog, "compare", lambda self, *values: compared.append(values))
+    model = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 4), 1.0, **{**KWARGS, **PAPER})
+    for _ in range(3):
+        model.learn(128, reset_num_timesteps=False)
+        costs.append(model.raw_cost_estimate.mean)
+    assert len(compared) == 2
+    for index, (violation, predicted, actual) in enumerate(compared):
+        np.testing.assert_allclose(violation, costs[index + 1] - 1.0)
+        np.testing.assert_array_equal(predicted, seen[index]["step"].predicted_cost_change)
+        np.testing.assert_allclose(actual, costs[index + 1] - costs[index])
+
+
 def test_confidence_adds_standard_errors_to_the_violation(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
     model = CPO("MlpPolicy", env, 1.0, n_noise_draws=0, cost_confidence=2.0, **KWARGS).learn(128)
