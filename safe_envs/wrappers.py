@@ -97,8 +97,8 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         limits = cost_limit.values() if isinstance(cost_limit, Mapping) else [cost_limit]
         if any(callable(limit) for limit in limits):
             raise TypeError(
-                f"the cost_limit of an environment is numbers, got {cost_limit!r}: give a limit that changes in training to the "
-                "algorithm"
+                f"the cost_limit of an environment is numbers, got {cost_limit!r}: give a limit that changes in training to "
+                "the algorithm"
             )
         if cost_fn is not None and total_key is not None:
             raise ValueError(f"give cost_fn or total_key={total_key!r}, not both")

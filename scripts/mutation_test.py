@@ -8,6 +8,8 @@ constant of the module. It is killed if a test of its module that calls the func
 Each is tried in a copy of the package; the tree is left as it is. The survivors are printed as differences: a missing test, or
 a change that changes nothing.
 
+A survivor of a short ``--max-seconds``, or in a function whose results are cached for later tests, is to be looked at by hand.
+
 Left out, because no test should hold it: docstrings, annotations, what is written into messages, and how a scene is drawn
 (colours, camera, sizes of boxes that nothing touches; where the boxes stand is not left out).
 """
