@@ -94,6 +94,12 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
             cost_fn = cost_fn.function
         if cost_fn is not None and not callable(cost_fn):
             raise TypeError(f"cost_fn must be callable as cost_fn(obs, action, next_obs, info), got {cost_fn!r}")
+        limits = cost_limit.values() if isinstance(cost_limit, Mapping) else [cost_limit]
+        if any(callable(limit) for limit in limits):
+            raise TypeError(
+                f"the cost_limit of an environment is numbers, got {cost_limit!r}: give a limit that changes in training to "
+                "the algorithm"
+            )
         if cost_fn is not None and total_key is not None:
             raise ValueError(f"give cost_fn or total_key={total_key!r}, not both")
         gym.utils.RecordConstructorArgs.__init__(

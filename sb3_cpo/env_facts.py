@@ -32,6 +32,11 @@ def _attribute(env: VecEnv, name: str) -> Any:
     for indices in ({"indices": 0}, {"indices": [0]}, {}):
         try:
             return env.get_attr(name, **indices)[0]
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeError(
+                f"the process of an environment has ended when it was asked for its attribute {name!r}, which cannot be "
+                "pickled perhaps. Plain values can; a limit that changes in training is an argument of the algorithm"
+            ) from error
         except Exception:
             continue
     return None

@@ -201,6 +201,12 @@ def test_penalties(algorithm, kwargs, message):
         algorithm("MlpPolicy", ScriptedEnv(), 5.0, **KWARGS, **kwargs)
 
 
+@pytest.mark.parametrize("wrong", [-1.0, np.inf])
+def test_each_of_several_penalties_is_checked(wrong):
+    with pytest.raises(ValueError, match="penalty_coef must be finite and not negative"):
+        FPO("MlpPolicy", ScriptedEnv(n_costs=2), [5.0, 5.0], penalty_coef=[1.0, wrong], **KWARGS)
+
+
 @pytest.mark.parametrize(
     "argument", [{"cost_margin_lr": 0.1}, {"n_cost_rollouts": 2}, {"cost_confidence": 1.0}, {"cost_gae_gamma": 0.9}]
 )

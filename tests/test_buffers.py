@@ -103,3 +103,31 @@ def test_without_constraints_the_samples_have_no_cost_columns():
     fill(buffer, np.random.default_rng(3))
     buffer.compute_cost_returns_and_advantages(np.zeros((6, 3, 0)))
     assert next(buffer.get()).cost_advantages.shape == (18, 0)
+
+
+def test_episodes_are_numbered_from_zero_environment_by_environment():
+    """The pieces of an episode that the rollout cuts count as episodes, each with a random sign of its own."""
+    buffer = CostRolloutBuffer(5, OBS, ACTION, "cpu", n_envs=2)
+    fill(buffer, np.random.default_rng(4))
+    buffer.episode_ends[:, 0] = [False, True, False, False, True]
+    buffer.episode_ends[:, 1] = [True, False, False, True, False]
+    # Of the first environment: 2 and 3 steps; of the second: 1, 3, and one that goes on
+    assert next(buffer.get()).episodes.sort().values.tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 3, 4]
+    assert buffer.episodes.ravel().tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 3, 4]
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_observations_on_one_axis_keep_their_shape(is_dict):
+    image = spaces.Box(0, 255, (4, 3, 1), np.uint8)
+    buffer_class, space = (
+        (CostDictRolloutBuffer, spaces.Dict({"a": OBS, "b": image})) if is_dict else (CostRolloutBuffer, image)
+    )
+    buffer = buffer_class(6, space, ACTION, "cpu", n_envs=2)
+    observations = buffer.observations if is_dict else {"b": buffer.observations}
+    for index in range(12):
+        observations["b"][index // 2, index % 2] = index
+    flat = buffer.flat_observations()
+    if is_dict:
+        assert flat["a"].shape == (12, 2)
+    flat_image = flat["b"] if is_dict else flat
+    np.testing.assert_array_equal(flat_image, np.broadcast_to(np.arange(12).reshape(12, 1, 1, 1), (12, 4, 3, 1)))

@@ -79,6 +79,15 @@ def test_cost_belongs_to_the_state_reached():
     assert costs == [1.0, 1.0, 0.0]
 
 
+def test_info_tells_where_the_centre_of_mass_is_and_how_fast_it_went():
+    # Turns by 0.2 to heading 0.5, then drives 0.8: (3 + 0.8 cos 0.5, 4 + 0.8 sin 0.5), the com 0.04258 further ahead
+    env = make_point([3.0, 4.0, 0.3])
+    info = env.step(np.array([0.8, 0.8]))[4]
+    assert info["x_position"] == pytest.approx(3.0 + 0.84258 * np.cos(0.5), abs=1e-5)
+    assert info["y_position"] == pytest.approx(4.0 + 0.84258 * np.sin(0.5), abs=1e-5)
+    assert info["speed"] == pytest.approx(0.8)
+
+
 def test_ant_is_paid_for_its_centre_of_mass():
     env = gym.make("SafeAntCircle-v0")
     env.reset(seed=2)
@@ -175,7 +184,8 @@ def test_arguments_reach_the_task():
 @pytest.mark.parametrize(
     ("robot", "kwargs", "message"),
     [
-        (ANT, {"radius": -1.0}, "radius"),
+        (ANT, {"radius": 0.0}, "radius"),
+        (ANT, {"x_limit": 0.0}, "x_limit"),
         (ANT, {"min_horizon": 5}, "min_horizon=5"),
         (POINT, {"min_horizon": 9, "max_horizon": 5}, "9 and 5"),
         (ANT, {"contact_cost_weight": 1.0}, "contact_cost_weight=1.0: Ant"),

@@ -7,7 +7,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_cpo import CPO, FailurePredictor, evaluate_policy, make_vec_env
-from sb3_cpo.cost_ledger import SafetyRecord
+from sb3_cpo.cost_ledger import CostLedger, Ends, SafetyRecord
 
 
 def test_numbers_of_five_updates_by_hand():
@@ -59,6 +59,38 @@ def test_records_do_not_share_arrays():
 
 
 # ---------------------------------------------------------------- others in the training environment
+
+
+def steps(costs, ends):
+    """Steps of two environments for a ledger; ``ends`` maps (step, environment) to the length that a monitor says."""
+    costs = np.array(costs, dtype=float).T[:, :, None]
+    lengths = np.zeros(costs.shape[:2], dtype=np.int64)
+    for place, length in ends.items():
+        lengths[place] = length
+    return costs, None, Ends(lengths > 0, lengths > 0, lengths, np.zeros(len(costs), dtype=bool)), 1.0
+
+
+def test_an_episode_that_is_shorter_by_its_monitor_began_later_in_the_rollout():
+    ledger = CostLedger(None, 1)
+    with pytest.warns(UserWarning, match="was reset while episodes were in progress"):
+        ledger.add_steps(*steps([[1, 2, 4, 8, 16, 32], [1] * 6], {(4, 0): 3, (4, 1): 5}))
+    estimate = ledger.close_rollout(None, None)
+    # 4 + 8 + 16, and five times 1; what came before in the first environment is of no episode that was played to its end
+    assert estimate.mean == np.mean([28, 5])
+    assert (estimate.n_episodes, estimate.mean_length) == (2, 4)
+
+
+@pytest.mark.parametrize(("length", "mean"), [(3, [7, 205]), (4, [205])])
+def test_an_episode_that_is_shorter_by_its_monitor_began_with_the_rollout_or_before(length, mean):
+    """Three steps of this rollout: what was summed up before it is not of that episode, or nobody knows how much of it."""
+    ledger = CostLedger(None, 1)
+    ledger.add_steps(*steps([[100, 100], [100, 100]], {}))
+    ledger.start_rollout()
+    with pytest.warns(UserWarning, match="was reset while episodes were in progress"):
+        ledger.add_steps(*steps([[1, 2, 4, 8], [1, 1, 3, 8]], {(2, 0): length, (2, 1): 5}))
+    estimate = ledger.close_rollout(None, None)
+    assert estimate.mean == np.mean(mean)
+    assert estimate.n_episodes == len(mean)
 
 
 class TenPerEpisode(gym.Env):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from resuming import with_rows
 from stable_baselines3.common.callbacks import BaseCallback
 from toy_envs import KnapsackEnv, RiskyEnv, ScriptedEnv, vec_env
 
@@ -220,6 +221,20 @@ def test_watchdog_warns_once_of_a_limit_out_of_reach(monkeypatch):
     assert len(record) == 1
 
 
+def test_watchdog_compares_what_an_update_changed_with_what_it_predicted(seen, monkeypatch):
+    compared, costs = [], []
+    monkeypatch.setattr(watchdog.Watchdog, "compare", lambda self, *values: compared.append(values))
+    model = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 4), 1.0, **{**KWARGS, **PAPER})
+    for _ in range(3):
+        model.learn(128, reset_num_timesteps=False)
+        costs.append(model.raw_cost_estimate.mean)
+    assert len(compared) == 2
+    for index, (violation, predicted, actual) in enumerate(compared):
+        np.testing.assert_allclose(violation, costs[index + 1] - 1.0)
+        np.testing.assert_array_equal(predicted, seen[index]["step"].predicted_cost_change)
+        np.testing.assert_allclose(actual, costs[index + 1] - costs[index])
+
+
 def test_confidence_adds_standard_errors_to_the_violation(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
     model = CPO("MlpPolicy", env, 1.0, n_noise_draws=0, cost_confidence=2.0, **KWARGS).learn(128)
@@ -276,6 +291,15 @@ def test_margin_is_the_sum_of_the_violations_that_an_update_could_have_mended(se
     assert margin > 0 or signs == {1, -1}
 
 
+@pytest.mark.parametrize("learning_rate", [0.0, 0.5])
+def test_a_margin_is_logged_where_there_is_one(learning_rate):
+    model = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 4), 0.1, cost_margin_lr=learning_rate, **{**KWARGS, **PAPER})
+    rows = with_rows(model)
+    model.learn(128 * 3)
+    margins = [row["train/cost_margin"] for row in rows if "train/cost_margin" in row]
+    assert len(margins) == (2 if learning_rate else 0)
+
+
 def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
     """The surrogate is the mean over rollouts, each weighted by the ratio of the policies that acted in it."""
     env = vec_env(lambda rank: RiskyEnv(), 4)
@@ -309,7 +333,7 @@ def test_ratios_of_earlier_rollouts_are_truncated_and_those_of_this_one_are_not(
     np.testing.assert_allclose(surrogate.numpy(), [(10 + 20) / 2], rtol=1e-5)
 
 
-@pytest.mark.parametrize("n_rollouts", [1, 3])
+@pytest.mark.parametrize("n_rollouts", [1, 2, 3])
 def test_the_cost_critic_is_fitted_to_the_costs_to_come_in_the_recent_rollouts(n_rollouts, monkeypatch):
     """Two episodes of five steps per rollout; step number t of an environment costs t."""
     env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(5,), cost=lambda rank, t: float(t)), 2)

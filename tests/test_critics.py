@@ -1,5 +1,6 @@
 """Fitting the critics: what is computed once for many minibatches changes nothing."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -75,3 +76,18 @@ def test_a_replaced_method_is_called():
     model.learn(40)
     assert calls.count(8) == 50
     assert critics._critic_features(model.policy, th.zeros(2, 3)) is None
+
+
+def test_the_unit_of_the_reward_does_not_matter_whatever_the_optimizer():
+    """Adam would forgive a loss in other units; gradient descent does not."""
+    kwargs = {"n_steps": 16, "batch_size": 8, "n_critic_updates": 3, "seed": 0, "device": "cpu"}
+    kwargs["policy_kwargs"] = {"optimizer_class": th.optim.SGD}
+    observations, values = th.linspace(-1, 1, 12).reshape(4, 3), []
+    for unit in (1.0, 1000.0):
+        env = gym.wrappers.TransformReward(RiskyEnv(), lambda reward, unit=unit: unit * reward)
+        model = CPO("MlpPolicy", env, 1.0, learning_rate=0.01, **kwargs)
+        nn.init.zeros_(model.policy.value_net.weight)  # the first values are in no unit
+        model.learn(48)
+        values.append(model.policy.predict_values(observations).detach().numpy() / unit)
+    assert np.std(values[0]) > 0.01
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-3)

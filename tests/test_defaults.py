@@ -8,7 +8,7 @@ from gymnasium import spaces
 from toy_envs import RiskyEnv, vec_env
 
 from safe_envs import BatchVecEnv
-from sb3_cpo import CPO, make_vec_env
+from sb3_cpo import CPO, TRPO, make_vec_env
 from sb3_cpo.defaults import default_batch_size, default_env, default_n_steps, fill_in
 from sb3_cpo.env_facts import notice_resets
 
@@ -135,3 +135,14 @@ def test_without_mujocos_batch_tasks_are_stepped_one_by_one(error, monkeypatch):
         make_vec_env("SafeHopperVelocity-v0", vec_env_cls=BatchVecEnv)
     assert default_env("SafeHopperVelocity-v0") == "SafeHopperVelocity-v0"
     assert default_env("SafePointCircle-v0").num_envs == 100  # moved by rule, without physics
+
+
+@pytest.mark.parametrize(("limit", "verbose", "is_said"), [(None, 1, True), (None, 0, False), (7.0, 1, False)])
+def test_the_limit_of_the_environment_is_said_where_one_asks_for_words(limit, verbose, is_said, capsys):
+    CPO("MlpPolicy", "SafePointCircle-v0", limit, n_steps=65, verbose=verbose, device="cpu")
+    assert ("Cost limit of the environment: 5.0" in capsys.readouterr().out) is is_said
+
+
+def test_no_limit_of_the_environment_is_no_word(capsys):
+    TRPO("MlpPolicy", RiskyEnv(), n_steps=40, verbose=1, device="cpu")
+    assert "Cost limit" not in capsys.readouterr().out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from toy_envs import BrokenEnv, ScriptedEnv, vec_env
 
 from sb3_cpo import CPO, PDO, CostMonitor
@@ -221,6 +221,18 @@ def test_a_process_that_was_killed_is_named():
     env.processes[0].terminate()
 
 
+class Unspeakable(ScriptedEnv):
+    cost_limit = {"cost": lambda progress: 5.0}
+
+
+def test_an_attribute_that_ends_the_process_is_named():
+    env = vec_env(Unspeakable, 2, subproc=True)
+    with pytest.raises(RuntimeError, match="asked for its attribute 'cost_limit'"):
+        CPO("MlpPolicy", env, **KWARGS)
+    for process in env.processes:
+        process.terminate()
+
+
 def test_a_process_that_does_not_answer_is_warned_of(monkeypatch):
     from sb3_cpo import env_watch
 
@@ -274,3 +286,22 @@ def test_lost_lives_are_warned_of_where_a_monitor_counts_games(has_monitor):
     messages = [str(warning.message) for warning in caught if "goes on for the monitor" in str(warning.message)]
     assert len(messages) == int(has_monitor)
     assert model.ep_cost_mean == 2
+
+
+class SpoilsTheLast(VecEnvWrapper):
+    """A wrapper that makes NaN of the last observations of episodes, which the environments have told well."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for index in np.flatnonzero(dones):
+            infos[index]["terminal_observation"] = infos[index]["terminal_observation"] * np.nan
+        return obs, rewards, dones, infos
+
+
+def test_a_last_observation_that_a_wrapper_spoils_is_named_with_it():
+    model = CPO("MlpPolicy", SpoilsTheLast(vec_env(ScriptedEnv, 2)), 10.0, **KWARGS)
+    with pytest.raises(ValueError, match=r"terminal observation from SpoilsTheLast is NaN .*environment 0"):
+        model.learn(24)

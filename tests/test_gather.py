@@ -131,6 +131,15 @@ def test_apples_pay_and_bombs_cost():
     assert not any(result[2] for result in results)
 
 
+def test_info_tells_where_the_centre_of_mass_is_and_how_fast_it_went():
+    # Turns by 0.2 to heading 0.5, then drives 0.8; the com is 0.04258 further ahead
+    env, _ = start("SafePointGather-v0", [(5.0, 5.0), (9.0, 9.0)], heading=0.3, n_apples=1, n_bombs=1)
+    info = env.step(np.array([0.8, 0.8]))[4]
+    assert info["x_position"] == pytest.approx(0.84258 * np.cos(0.5), abs=1e-5)
+    assert info["y_position"] == pytest.approx(0.84258 * np.sin(0.5), abs=1e-5)
+    assert info["speed"] == pytest.approx(0.8)
+
+
 def test_reach_is_measured_from_the_centre_of_mass():
     # joint at 0 after turning on the spot; object at distance 1.02 from the joint, 0.977 from the com
     env, _ = start("SafePointGather-v0", [(1.02, 0.0), (9.0, 9.0)], n_apples=1, n_bombs=1)

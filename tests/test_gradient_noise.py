@@ -57,6 +57,15 @@ def test_what_is_left_is_bounded_where_a_draw_says_more_noise_than_there_is_anyt
     np.testing.assert_array_equal(subtract_noise(gram, noise, 1)[0], gram)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_cost_that_no_parameter_changes_has_no_noise():
+    gram, noise = np.diag([2.0, 0.0]), np.diag([0.5, 0.0])
+    honest, share = subtract_noise(gram, noise, 4)
+    np.testing.assert_array_equal(share, [0.25, 0.0])
+    np.testing.assert_allclose(honest, np.diag([1.5 * 4 / 3, 0.0]))
+    np.testing.assert_array_equal(constraint_basis(gram, honest), [[0.0, 0.0]])
+
+
 def test_without_noise_the_basis_is_that_of_the_paper():
     gram = np.array([[2.0, -1.0, 0.3], [-1.0, 1.5, 0.2], [0.3, 0.2, 0.7]])
     np.testing.assert_array_equal(constraint_basis(gram, gram), np.eye(3)[1:])
@@ -161,14 +170,25 @@ def test_the_unit_of_the_cost_does_not_matter(unit, violation):
 
 def test_the_line_search_does_not_take_noise_for_a_lower_cost():
     """
-    Of a violated constraint, the surrogate falls on every trial; what is expected of the step is that its cost stays. Without
-    the correction of the line search, such a step would be as good as any.
+    Of a violated constraint, the surrogate falls on every trial, and what is expected of the cost does not: the linear part of
+    the surrogate falls by more than the noise of the batch lets one hope for, and what the curved part adds is no noise.
     """
-    problem = Problem(noise=0.1)
-    step = problem.step(0.05, corrected=True, line_search_max_iter=1)
-    assert step.step_size == 1
-    hidden_rise = step.predicted_cost_change - step.cost_surrogate_change
-    assert hidden_rise > 0.04
+
+    class Curved(Problem):
+        def evaluate(self):
+            surrogates = super().evaluate()
+            return surrogates._replace(costs=surrogates.costs + 1.5 * self.params[0] @ self.params[0])
+
+    straight = Problem(noise=0.1)
+    whole = straight.step(0.05, corrected=True)
+    rise = 1.5 * float(straight.params[0].detach() @ straight.params[0].detach())
+    assert whole.step_size == 1
+    assert whole.cost_surrogate_change + rise < 0 < whole.predicted_cost_change + rise
+
+    step = Curved(noise=0.1).step(0.05, corrected=True)
+    # -0.05 s + rise s^2 <= 0 for the s that is kept, and not for the one before
+    assert step.step_size <= 0.05 / rise < step.step_size / 0.8
+    assert step.rejections["cost"] > 0
 
 
 def test_conjugate_gradients_stop_where_there_is_no_curvature():

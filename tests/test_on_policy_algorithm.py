@@ -743,3 +743,12 @@ def test_few_episodes_in_a_rollout_are_warned_of(n_steps, is_few):
     assert len(messages) == int(is_few)
     if is_few:
         assert messages[0].startswith("only 4 episodes ended in the first rollout of 16 steps")
+
+
+@pytest.mark.parametrize(("length", "n_warnings"), [(4, 0), (100, 1)])
+def test_rollouts_without_a_finished_episode_are_warned_of_once(length, n_warnings):
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(length,)), 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_model(env).learn(4 * 8)
+    assert sum("no episode ended in this rollout" in str(warning.message) for warning in caught) == n_warnings

@@ -82,9 +82,10 @@ def test_set_state_sets_the_running_simulation():
         venv.env_method("set_state", qpos[:3], qvel)
 
 
-def test_broken_copy_ends_alone(in_temporary_folder):
-    venv = batch("SafeAntCircle-v0", n_envs=4)
-    dummy = make_vec_env("SafeAntCircle-v0", n_envs=4, seed=0)
+@pytest.mark.parametrize("env_id", ["SafeAntCircle-v0", "SafeAntVelocity-v0", "SafeHalfCheetahVelocity-v0"])
+def test_broken_copy_ends_alone(env_id, in_temporary_folder):
+    venv = batch(env_id, n_envs=4)
+    dummy = make_vec_env(env_id, n_envs=4, seed=0)
     venv.reset()
     dummy.reset()
     venv.simulation.qvel[2, 5] = np.nan
@@ -92,7 +93,7 @@ def test_broken_copy_ends_alone(in_temporary_folder):
     for step in range(3):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            results = [one.step(np.full((4, 8), 0.1, dtype=np.float32)) for one in (venv, dummy)]
+            results = [one.step(np.full((4, *dummy.action_space.shape), 0.1, dtype=np.float32)) for one in (venv, dummy)]
         for left, right in zip(results[0][:3], results[1][:3], strict=True):
             assert np.array_equal(left, right)
         assert np.isfinite(results[0][0]).all()

@@ -16,7 +16,7 @@ from gymnasium.envs.mujoco.swimmer_v4 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
 
 import safe_envs
-from safe_envs.mujoco.velocity import VelocityTask, moving_speed, speed_cost
+from safe_envs.mujoco.velocity import V4State, VelocityTask, make_velocity, moving_speed, speed_cost
 
 THRESHOLDS = {
     "Ant": 2.6222,
@@ -93,7 +93,8 @@ def test_batch_follows_v4_through_resets(robot):
         actions = np.array([venv.action_space.sample() for _ in range(n_envs)])
         observations, rewards, dones, infos = venv.step(actions)
         for index, env in enumerate(references):
-            expected, reward, terminated, _, _ = env.step(actions[index])
+            expected, reward, terminated, _, v4_info = env.step(actions[index])
+            assert {key: infos[index][key] for key in v4_info} == pytest.approx(v4_info, rel=1e-9, abs=1e-12)
             lengths[index] += 1
             assert rewards[index] == np.float32(reward)
             assert dones[index] == (terminated or lengths[index] == 150)
@@ -155,6 +156,48 @@ def test_arguments_reach_task_and_robot():
     env.reset(seed=0)
     _, reward, _, _, info = env.step(np.zeros(3, dtype=np.float32))
     assert reward == pytest.approx(7.0 + info["x_velocity"])
+
+
+HEALTHY_RANGES = {"Ant": {2: (0.2, 1.0)}, "Humanoid": {2: (1.0, 2.0)}, "Hopper": {1: (0.7, np.inf), 2: (-0.2, 0.2)}}
+HEALTHY_RANGES["Walker2d"] = {1: (0.8, 2.0), 2: (-1.0, 1.0)}
+
+
+@pytest.mark.parametrize("robot", HEALTHY_RANGES)
+def test_health_ends_where_that_of_v4_ends(robot):
+    """At the very ends of the ranges, too, which are open in some classes and closed in others."""
+    task, v4 = make_velocity(robot), V4_CLASSES[robot]()
+    standing = v4.init_qpos.copy()
+    states = [(standing, v4.init_qvel)]
+    for index, ends in HEALTHY_RANGES[robot].items():
+        for end in ends:
+            for value in (end, np.nextafter(end, -np.inf), np.nextafter(end, np.inf)):
+                qpos = standing.copy()
+                qpos[index] = value
+                states.append((qpos, v4.init_qvel))
+    for value in (100.0, np.nextafter(100.0, 0.0), -100.0, np.nextafter(-100.0, 0.0), np.nan, np.inf):
+        for index in (3, -1):
+            qpos, qvel = standing.copy(), v4.init_qvel.copy()
+            qpos[index] = qvel[index] = value
+            states += [(qpos, v4.init_qvel), (standing, qvel)]
+    expected = []
+    for qpos, qvel in states:
+        v4.data.qpos[:], v4.data.qvel[:] = qpos, qvel
+        expected.append(bool(v4.is_healthy))
+    assert task.is_healthy(*(np.array(rows) for rows in zip(*states, strict=True))).tolist() == expected
+    assert expected[0] is True
+    assert False in expected
+
+
+@pytest.mark.parametrize("robot", [robot for robot in THRESHOLDS if robot != "Humanoid"])
+def test_observation_of_any_state_is_that_of_v4(robot):
+    """Of speeds beyond 10, too, which Hopper and Walker2d clip."""
+    task, v4 = make_velocity(robot), V4_CLASSES[robot]()
+    rng = np.random.default_rng(0)
+    qpos, qvel = rng.standard_normal((5, v4.model.nq)), 15.0 * rng.standard_normal((5, v4.model.nv))
+    state = V4State(qpos, qvel, qpos[:, :2], qpos[:, :2], np.zeros((5, v4.model.nu)), (), None)
+    for index, observation in enumerate(task.observe(state, {})):
+        v4.set_state(qpos[index], qvel[index])
+        assert np.array_equal(observation, v4._get_obs())
 
 
 def test_batch_reads_the_weights_of_its_robots():

@@ -230,6 +230,13 @@ def test_limit_is_carried_where_an_algorithm_finds_it():
     assert CostWrapper(limited, fall).get_wrapper_attr("cost_limit") is None
 
 
+@pytest.mark.parametrize("limit", [lambda progress: 5.0 * progress, {"cost": lambda progress: 5.0 * progress}])
+def test_a_limit_that_changes_is_an_argument_of_the_algorithm(limit):
+    """A worker of SubprocVecEnv that is asked for a lambda dies."""
+    with pytest.raises(TypeError, match="to the algorithm"):
+        CostWrapper(gym.make("CartPole-v1"), fall, cost_limit=limit)
+
+
 # The probability of an expensive episode
 
 
