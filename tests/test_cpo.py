@@ -229,10 +229,11 @@ def test_watchdog_compares_what_an_update_changed_with_what_it_predicted(seen, m
         model.learn(128, reset_num_timesteps=False)
         costs.append(model.raw_cost_estimate.mean)
     assert len(compared) == 2
-    for index, (violation, predicted, actual) in enumerate(compared):
+    for index, (violation, predicted, actual, limits) in enumerate(compared):
         np.testing.assert_allclose(violation, costs[index + 1] - 1.0)
         np.testing.assert_array_equal(predicted, seen[index]["step"].predicted_cost_change)
         np.testing.assert_allclose(actual, costs[index + 1] - costs[index])
+        assert limits is model.cost_limits
 
 
 def test_confidence_adds_standard_errors_to_the_violation(seen):
