@@ -16,7 +16,16 @@ from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
-from sb3_cpo.env_facts import check_finite, episode_length, innermost, is_wrapped, monitor_steps, name_env, notice_resets
+from sb3_cpo.env_facts import (
+    check_finite,
+    episode_length,
+    innermost,
+    is_wrapped,
+    monitor_steps,
+    name_env,
+    notice_resets,
+    shown_observations,
+)
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import explain_step, warn_of_negative_limits, warn_of_running_totals
@@ -31,6 +40,8 @@ class CostRollouts(SavedModel):
 
     _checkpoints: Sequence[TrainingCheckpoint] = ()
     """Those among the callbacks of this ``learn``."""
+    _left: tuple[Any, dict[Any, np.ndarray] | None] = (None, None)
+    """Our last observations, and what the environments showed then; None: that cannot be told"""
     _knows_lives: bool
     """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
 
@@ -69,6 +80,8 @@ class CostRollouts(SavedModel):
 
         try:
             with notice_resets(env, on_reset), watch:
+                if self._is_played_by_others(env):
+                    self.ledger.restart_episodes(env.num_envs)
                 self.ledger.start_rollout(monitor_steps(env))
                 if rollout_loop.fits(self):
                     is_complete = rollout_loop.collect(self, env, callback, rollout_buffer, n_rollout_steps)
@@ -96,7 +109,16 @@ class CostRollouts(SavedModel):
             # They hold the user's callback, its locals and this model
             del self._rollout_callback
             rollout_buffer.on_full = None
+        self._left = self._last_obs, shown_observations(env)
         return is_complete
+
+    def _is_played_by_others(self, env: VecEnv) -> bool:
+        """Whether the environments show something else than after our last step. A monitor knows it, too; not all have one."""
+        last_obs, shown = self._left
+        shown_now = shown_observations(env)
+        if last_obs is not self._last_obs or shown is None or shown_now is None:
+            return False
+        return any(not np.array_equal(shown[key], shown_now[key]) for key in shown)
 
     def _check_buffer(self, buffer: RolloutBuffer, n_steps: int) -> CostRolloutBuffer:
         """The user may have replaced it."""

@@ -82,6 +82,12 @@ def monitor_steps(env: VecEnv) -> list[int] | None:
     return steps if len(steps) == env.num_envs else None
 
 
+def shown_observations(env: VecEnv) -> dict[Any, np.ndarray] | None:
+    """What a ``DummyVecEnv`` has shown last, below its wrappers; None: it is another ``VecEnv``."""
+    inner = innermost(env)
+    return {key: value.copy() for key, value in inner.buf_obs.items()} if isinstance(inner, DummyVecEnv) else None
+
+
 @contextmanager
 def notice_resets(env: VecEnv, on_reset: Callable[[], None]) -> Iterator[None]:
     """Within a rollout, only others reset the environments, an evaluation for instance: call this then."""

@@ -30,6 +30,7 @@ class SavedModel(CostModel):
             "_cost_signal",
             "_rollout_callback",
             "_is_stopped_elsewhere",
+            "_left",
             "_shared_statistics",
             "_resumption",
             "_checkpoints",

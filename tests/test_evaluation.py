@@ -1,5 +1,7 @@
 """evaluate_policy with costs, against sums worked out by hand and against SB3's own function."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy as sb3_evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, TRPO, make_vec_env
@@ -177,3 +179,37 @@ def test_a_problem_without_constraints_is_evaluated_without_costs():
     assert evaluate_policy(model, env, 1)[2].shape == (0,)
     with pytest.raises(ValueError, match="names no cost"):
         CPO("MlpPolicy", env, cost_limit={}, n_steps=8, batch_size=8)
+
+
+class SevenSteps(gym.Env):
+    """Every step costs 1, an episode 7; the observation is the number of the step."""
+
+    observation_space, action_space = spaces.Box(0, 10, (1,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), 0.0, self.steps == 7, False, {"cost": 1.0}
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize, lambda env: VecFrameStack(env, 4)])
+@pytest.mark.parametrize("play", ["evaluation", "by hand", "not at all"])
+def test_others_who_play_between_two_calls_of_learn_are_noticed_without_a_monitor(play, wrap):
+    env = wrap(DummyVecEnv([SevenSteps] * 2))
+    model = CPO("MlpPolicy", env, 10.0, n_steps=20, batch_size=40, seed=0).learn(40)
+    if play == "evaluation":
+        evaluate_policy(model, env, n_eval_episodes=2, warn=False)
+    elif play == "by hand":
+        for _ in range(2):
+            env.step([0, 0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            model.learn(40, reset_num_timesteps=False)
+            assert model.raw_cost_estimate.mean == 7
+    told = [str(warning.message) for warning in caught if "was reset while episodes were in progress" in str(warning.message)]
+    assert bool(told) == (play != "not at all")
