@@ -245,7 +245,7 @@ def test_confidence_adds_standard_errors_to_the_violation(seen):
 
 
 def test_by_default_the_distance_from_the_limit_is_learned_and_goes_on_after_loading(seen, tmp_path):
-    env, limit = vec_env(lambda rank: RiskyEnv(), 4), 1.0
+    env, limit = vec_env(lambda rank: RiskyEnv(), 4), 1.3
     model = CPO("MlpPolicy", env, limit, **KWARGS)
     assert model.cost_confidence is None
     distances, costs = [], []
