@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
@@ -237,9 +238,20 @@ def test_video_of_a_saved_model(trained, tmp_path, capsys):
     assert frames[0].std() > 5
     assert abs(frames[-1] - frames[0]).max() > 50
     clip.close()
-    with pytest.raises(SystemExit):
-        record_video.main(["--folder", str(tmp_path), "--env", "SafePointCircle-v0"])
-    assert "folder was not found" in capsys.readouterr().err
+    gif = tmp_path / "video.gif"
+    record_video.main([*arguments, "-o", str(gif)])
+    assert Image.open(gif).n_frames == 6
+    (tmp_path / "text.zip").write_text("no model")
+    for wrong, message in [
+        (["--folder", str(tmp_path)], "folder was not found"),
+        ([*arguments, "-o", "video.doc"], "the video is 'video.doc': expected a name that ends in .mp4"),
+        ([*arguments, "--env", "SafeAntCircle-v0"], "was trained in another environment than SafeAntCircle-v0"),
+        ([*arguments, "--model", str(tmp_path / "text.zip")], "expected a file that model.save wrote"),
+        ([*arguments, "--model", str(tmp_path / "missing")], "there is no such file"),
+    ]:
+        with pytest.raises(SystemExit):
+            record_video.main(["--env", "SafePointCircle-v0", *wrong])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["train", "enjoy", "plot", "record_video"])

@@ -65,6 +65,17 @@ def parse_limit_schedule(limit: Any) -> Any:
     return limit
 
 
+def read_cost_shaping(text: str) -> Any:
+    """
+    :param text: Python, as in a YAML file: ``FailurePredictor(horizon=20)``
+    :raises ValueError: it is not
+    """
+    try:
+        return eval(text, {"FailurePredictor": FailurePredictor})
+    except Exception as error:
+        raise ValueError(f"cost_shaping is {text!r}: expected FailurePredictor(horizon=20) for instance ({error})") from error
+
+
 class ConstrainedExperimentManager(ExperimentManager):
     """
     Beside rl_zoo3's: YAML files of our algorithms, ``cost_limit`` with schedules, ``cost_shaping``, ``vec_env: batch``, and a
@@ -106,8 +117,8 @@ class ConstrainedExperimentManager(ExperimentManager):
             raise ValueError(f"vec_env is {vec_env!r}: expected one of {', '.join(VEC_ENVS)}")
         if vec_env is not None and self.vec_env_type is None:
             self.vec_env_class = VEC_ENVS[vec_env]
-        if isinstance(hyperparams.get("cost_shaping"), str):
-            hyperparams["cost_shaping"] = eval(hyperparams["cost_shaping"], {"FailurePredictor": FailurePredictor})
+        if isinstance(text := hyperparams.get("cost_shaping"), str):
+            hyperparams["cost_shaping"] = read_cost_shaping(text)
         return super()._preprocess_hyperparams(hyperparams)
 
     def create_callbacks(self) -> None:
