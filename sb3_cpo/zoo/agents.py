@@ -60,7 +60,7 @@ def open_agent(options: argparse.Namespace, seed: int = 0, **env_kwargs: Any) ->
         # SB3 adds the ending where there is none
         file = Path(options.model if Path(options.model).suffix else f"{options.model}.zip")
         if not file.is_file():
-            raise ValueError(f"--model is {options.model!r}: there is no such file")
+            raise ValueError(f"--model is {options.model!r}: there is no file {file}")
         if not is_zipfile(file):
             raise ValueError(f"--model is {options.model!r}: expected a file that model.save wrote, and it is no zip file")
     return _open_file(options, seed, env_kwargs) if options.model else _open_run(options, seed, env_kwargs)
