@@ -58,7 +58,10 @@ def match_arguments(cost_fn: CostFunction) -> Arguments:
     is_positional = takes_any_position or bool(unknown)
     if is_positional:
         in_order = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(IN_ORDER)]
-        is_misplaced = any(p in named and p.name != expected for p, expected in zip(in_order, IN_ORDER, strict=False))
+        is_misplaced = any(
+            (p in named or p.name in ELSEWHERE) and ELSEWHERE.get(p.name, p.name) != expected
+            for p, expected in zip(in_order, IN_ORDER, strict=False)
+        )
         if is_misplaced or (len(in_order) < len(IN_ORDER) and not takes_any_position):
             _raise_unknown(cost_fn, unknown)
         unknown = [p for p in unknown if p not in in_order]

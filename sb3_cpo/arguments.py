@@ -109,6 +109,11 @@ def check_arguments(arguments: dict[str, Any], n_envs: int | None) -> None:
     for name, (is_part, example) in PARTS.items():
         if arguments.get(name) is not None and not is_part(arguments[name]):
             raise ValueError(f"{name} is {arguments[name]!r}: expected {example}")
+    if isinstance(learning_rate := arguments.get("learning_rate"), str):
+        raise ValueError(
+            f"learning_rate is {learning_rate!r}: expected a number, or a function of the remaining progress that returns one "
+            "(names of schedules are for the zoo: write stable_baselines3.common.utils.LinearSchedule(1e-3, 0.0, 1.0))"
+        )
     missing_cost = arguments.get("missing_cost", "error")
     if missing_cost not in ("error", "zero"):
         raise ValueError(f'missing_cost must be "error" or "zero", not {missing_cost!r}')

@@ -59,7 +59,10 @@ def betting_interval(costs: np.ndarray, alpha_lower: float, alpha_upper: float, 
     """
     if not (largest > 0 and np.min(costs) >= 0 and np.max(costs) <= largest * (1 + TOLERANCE)):
         low, high = np.min(costs), np.max(costs)
-        raise ValueError(f"episode costs from {low:g} to {high:g} do not lie in [0, {largest:g}]: see max_episode_cost")
+        raise ValueError(
+            f"episode costs from {low:g} to {high:g} do not lie in [0, {largest:g}]: max_episode_cost is what no episode can "
+            "exceed, and none may cost less than 0. Leave it out where no such number is known: the bound is then that of t"
+        )
     shares = np.clip(costs / largest, 0.0, 1.0)
     lower = 1.0 - _upper_bound_by_betting(1.0 - shares, alpha_lower)
     return Interval(largest * lower, largest * _upper_bound_by_betting(shares, alpha_upper))

@@ -61,7 +61,8 @@ class CostLimits(NamedTuple):
                 is_finite = False
             if not is_finite and self.is_limited:
                 when = f" at progress_remaining={progress_remaining}" if callable(self.limits[index]) else ""
-                raise ValueError(f"{self.name_limit(index)} is {value}{when}: a limit must be a finite number")
+                shown = repr(value) if isinstance(value, str) else value
+                raise ValueError(f"{self.name_limit(index)} is {shown}{when}: a limit must be a finite number")
         return np.array(values, dtype=np.float64)
 
     def name_limit(self, index: int) -> str:
@@ -129,7 +130,7 @@ def _as_limit(value: Any, place: str) -> Limit:
         hint = ""
         if isinstance(value, str) and value.startswith("lin_"):
             hint = " (names of schedules are for the zoo: write stable_baselines3.common.utils.LinearSchedule(25.0, 5.0, 1.0))"
-        elif isinstance(value, str) and place:
+        elif isinstance(value, str) and place[1:-1].isdecimal():
             hint = f" (names and limits are a mapping: cost_limit={{{value!r}: limit}})"
         raise ValueError(
             f"cost_limit{place} is {value!r}: expected a number, or a function of the remaining progress that returns one"

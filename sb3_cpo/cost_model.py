@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cpo import critics, distributed, mistakes
+from sb3_cpo import critics, distributed, mistakes, policy_mistakes
 from sb3_cpo.arguments import OtherModel, check_arguments, check_classes, check_whole_numbers
 from sb3_cpo.buffers import CostDictRolloutBuffer, CostRolloutBuffer
 from sb3_cpo.checkpoints import training
@@ -80,7 +80,7 @@ class CostModel(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        mistakes.check_policy(policy, self.policy_aliases)
+        policy_mistakes.check_policy(policy, self.policy_aliases)
         super().__init__(
             policy,
             default_env(env, kwargs.get("verbose", 0)),
@@ -118,9 +118,9 @@ class CostModel(OnPolicyAlgorithm):
         # First: a file of another algorithm has other arguments, too
         check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
         check_whole_numbers(vars(self))
-        mistakes.check_policy_kwargs(self.policy_kwargs)
+        policy_mistakes.check_policy_kwargs(self.policy_kwargs)
         if self.policy_class is MultiInputPolicy and "features_extractor_class" not in self.policy_kwargs:
-            mistakes.check_dictionaries(self.observation_space)
+            policy_mistakes.check_dictionaries(self.observation_space)
         n_copies = None if self.env is None else self.env.num_envs * distributed.world_size()
         fill_in(vars(self), n_copies, n_steps_limit, self.action_space)
         # A model that is loaded to act has other environments than in training: no word about minibatches then
@@ -152,7 +152,8 @@ class CostModel(OnPolicyAlgorithm):
                 "n_costs": self.n_costs if self.has_cost_critic else 0,
             }
         self.rollout_buffer_kwargs = {"n_costs": self.n_costs, **rollout_buffer_kwargs}
-        super()._setup_model()
+        with policy_mistakes.names_policy_kwargs(self.policy_class, policy_kwargs):
+            super()._setup_model()
         self.policy_kwargs, self.rollout_buffer_kwargs = policy_kwargs, rollout_buffer_kwargs
 
         if self.cost_shaping is not None:

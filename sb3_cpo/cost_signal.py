@@ -144,7 +144,9 @@ def _read_one_by_one(infos: Sequence[Mapping[str, Any]], keys: Sequence[str] | N
 
 
 def _advice(key: str, array: np.ndarray) -> str:
-    """What to write where a cost is an array and is not limited as one."""
+    """What to write where a cost is an array and is not limited as one, or the other way round."""
+    if array.ndim == 0:
+        return ". It is one number, and so is its limit: cost_limit=5.0 for instance"
     if array.ndim != 1 or not 1 < array.size <= MAX_COSTS:
         return ""
     limits = f"cost_limit=[{', '.join(['limit'] * array.size)}]"

@@ -4,13 +4,12 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -125,50 +124,6 @@ def check_load(init: Callable[..., None], algorithm: str, arguments: Iterable[st
         is_elsewhere = name in ELSEWHERE or name in HERE
         if is_elsewhere or get_close_matches(name, [other for other in names if not other.startswith("_")], n=1, cutoff=0.85):
             raise UnknownArgument(f"{algorithm} has no argument {name!r}: {_hint(name, names)}")
-
-
-def check_policy_kwargs(policy_kwargs: Any) -> None:
-    """
-    :raises TypeError: they are no mapping, or an activation function is a name
-    """
-    if not isinstance(policy_kwargs, Mapping):
-        raise TypeError(f'policy_kwargs is {policy_kwargs!r}: expected a mapping, {{"net_arch": [64, 64]}} for instance')
-    activation = policy_kwargs.get("activation_fn")
-    if isinstance(activation, str):
-        raise TypeError(f"policy_kwargs has activation_fn={activation!r}: pass the class, torch.nn.Tanh for instance")
-
-
-def check_policy(policy: Any, aliases: Iterable[str]) -> None:
-    """
-    :param policy: what the user gave: a name or a class
-    :param aliases: the names that there are
-    :raises ValueError, TypeError: it is neither
-    """
-    known = ", ".join(f'"{alias}"' for alias in aliases)
-    if isinstance(policy, str):
-        if policy not in aliases:
-            close = [alias for alias in aliases if policy and policy.lower() in alias.lower()]
-            close = get_close_matches(policy, aliases, n=1) or close
-            hint = f'; did you mean "{close[0]}"?' if len(close) == 1 else ""
-            if policy in gym.registry:
-                hint = f'; {policy!r} is an environment, which comes second: ("MlpPolicy", {policy!r}, ...)'
-            elif "lstm" in policy.lower():
-                hint = "; recurrent policies are not supported"
-            raise ValueError(f"there is no policy {policy!r}: the policies are {known}{hint}")
-    elif not isinstance(policy, type):
-        raise TypeError(
-            f"the policy is an object of {type(policy).__name__}: pass one of {known}. The parameters of a policy that is "
-            "trained come into a model by set_parameters(path or dict, exact_match=False)"
-        )
-
-
-def check_dictionaries(space: spaces.Space) -> None:
-    """
-    :param space: of the observations that "MultiInputPolicy" gets
-    :raises ValueError: it is no dictionary (SB3 fails inside of a network)
-    """
-    if not isinstance(space, spaces.Dict):
-        raise ValueError(f'"MultiInputPolicy" is for dictionaries of observations; these are {space}: pass "MlpPolicy"')
 
 
 def check_env(env: Any) -> None:

@@ -95,6 +95,9 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo plot") -> None:
         ]
         has_several_tasks = len({label_of(folder)[1] for folder, _ in found}) > 1
         for folder, name in found:
+            if folder.is_dir() and len(found) > 1 and not find_runs(folder):
+                print(f"nothing to read in {folder}: skipped (a training that did not begin leaves such a folder)")
+                continue
             run = read_run(folder, options.source, options.window)
             if len(run.steps) == 0:
                 print(f"no episodes in {folder}: skipped (a hyperparameter optimisation leaves such folders)")

@@ -1,149 +1,16 @@
-"""Return and cost of runs over training, with the limits: read from what SB3 and the zoo write, and drawn (extra: plot)."""
+"""Return and cost of runs over training, with the limits (extra: plot)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
-import pandas as pd
-import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, NullFormatter, SymmetricalLogLocator
 from scipy import stats
-from stable_baselines3.common.monitor import get_monitor_files, load_results
 
-import safe_envs  # noqa: F401  (registers the tasks)
-
-
-class Run(NamedTuple):
-    """One run, as a table: rows are points in training."""
-
-    steps: np.ndarray
-    returns: np.ndarray
-    costs: dict[str, np.ndarray]
-    """Name of the constraint -> mean episode cost; "" where there is a single one without name."""
-    limits: dict[str, np.ndarray]
-    errors: dict[str, np.ndarray] = {}
-    """Name of the constraint -> standard error of the mean episode cost, where it is known."""
-
-
-# ---------------------------------------------------------------- reading
-
-
-def read_evaluations(folder: Path) -> Run:
-    """Means of the evaluations in ``evaluations.npz``."""
-    with np.load(folder / "evaluations.npz") as file:
-        arrays = dict(file)
-    steps, costs = arrays["timesteps"], arrays.get("costs")
-    if costs is None:
-        return Run(steps, arrays["results"].mean(axis=1), {}, {})
-    known = {"timesteps", "results", "ep_lengths", "successes", "costs", "cost_limits"}
-    names = [name for name in arrays if name not in known] or [""]
-    if len(names) != costs.shape[2]:
-        names = [str(index) for index in range(costs.shape[2])]
-    means = {name: costs[:, :, index].mean(axis=1) for index, name in enumerate(names)}
-    limits = {name: arrays["cost_limits"][:, index] for index, name in enumerate(names)}
-    return Run(steps, arrays["results"].mean(axis=1), means, limits)
-
-
-def read_monitor(folder: Path, window: int = 100) -> Run:
-    """Means over a window of the training episodes that ended last; the limits are those of the zoo's config.yml."""
-    table = load_results(str(folder))
-    keys = [key for key in table.columns if key == "cost" or key.startswith("cost_")]
-    rolling = table[["r", *keys]].rolling(min(window, len(table))).mean().dropna()
-    steps = table["l"].cumsum().loc[rolling.index].to_numpy()
-    names = {key: "" if keys == ["cost"] else key for key in keys}
-    limits = {}
-    for config in folder.glob("*/config.yml"):
-        limit = yaml.load(config.read_text(), Loader=yaml.UnsafeLoader).get("cost_limit")
-        if limit is None and (config.parent / "args.yml").exists():
-            # The limit that the task carries
-            env_id = yaml.load((config.parent / "args.yml").read_text(), Loader=yaml.UnsafeLoader)["env"]
-            spec = gym.registry.get(env_id)
-            limit = None if spec is None else spec.kwargs.get("cost_limit")
-        given = limit if isinstance(limit, dict) else dict.fromkeys(names.values(), limit) if len(names) == 1 else {}
-        limits = {name: np.full(len(steps), float(v)) for name, v in given.items() if isinstance(v, int | float)}
-    costs = {name: rolling[key].to_numpy() for key, name in names.items()}
-    return Run(steps, rolling["r"].to_numpy(), costs, limits)
-
-
-def read_progress(folder: Path) -> Run:
-    """The rollouts in ``progress.csv``."""
-    return from_log(pd.read_csv(folder / "progress.csv"))
-
-
-def read_tensorboard(folder: Path) -> Run:
-    """The rollouts in TensorBoard's event files."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    # 0: all of them, where TensorBoard would thin them out
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("rollout/")]
-    columns = {tag: pd.Series({event.step: event.value for event in events.Scalars(tag)}) for tag in tags}
-    table = pd.DataFrame(columns)
-    table["time/total_timesteps"] = table.index
-    return from_log(table)
-
-
-def from_log(table: pd.DataFrame) -> Run:
-    """A run from a table whose columns are the keys of SB3's logger."""
-    table = table.dropna(subset=["rollout/ep_rew_mean"])
-    # The return of the same episodes as the cost; SB3's is of the last 100 episodes
-    of_rollout = "rollout/ep_rew_mean_rollout"
-    returns = table[of_rollout if of_rollout in table else "rollout/ep_rew_mean"].to_numpy()
-    costs: dict[str, np.ndarray] = {}
-    limits: dict[str, np.ndarray] = {}
-    errors: dict[str, np.ndarray] = {}
-    keys = ((costs, "rollout/ep_cost_mean"), (limits, "rollout/cost_limit"), (errors, "rollout/ep_cost_std_error"))
-    for to, prefix in keys:
-        for key in table.columns:
-            if key == prefix or key.startswith(f"{prefix}/"):
-                to[key.removeprefix(prefix).removeprefix("/")] = table[key].to_numpy()
-    return Run(table["time/total_timesteps"].to_numpy(), returns, costs, limits, errors)
-
-
-def _sources(folder: Path) -> dict[str, bool]:
-    """What a run can be read from, and whether it is there."""
-    return {
-        "evaluations": (folder / "evaluations.npz").is_file(),
-        "progress": (folder / "progress.csv").is_file(),
-        "tensorboard": any(folder.glob("events.out.tfevents*")),
-        "monitor": bool(get_monitor_files(str(folder))),
-    }
-
-
-def find_runs(folder: Path, source: str = "auto") -> list[Path]:
-    """The folder if it is a run, else those of its sub-folders that are, at any depth; what is inside a run is part of it."""
-    sources = _sources(folder)
-    if any(sources.values()) if source == "auto" else sources[source]:
-        return [folder]
-    below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [run for path in below for run in find_runs(path, source)]
-
-
-def read_run(folder: Path, source: str = "auto", window: int = 100) -> Run:
-    """
-    Read a run.
-
-    :raises FileNotFoundError: the folder has nothing of that source
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    found = _sources(folder)
-    source = next((name for name, exists in found.items() if exists), "auto") if source == "auto" else source
-    if not found.get(source, False):
-        raise FileNotFoundError(f"{folder} has no {' or '.join(found) if source == 'auto' else source} to read")
-    readers: dict[str, Callable[[Path], Run]] = {
-        "evaluations": read_evaluations,
-        "progress": read_progress,
-        "tensorboard": read_tensorboard,
-        "monitor": lambda path: read_monitor(path, window),
-    }
-    return readers[source](folder)
-
+from sb3_cpo.run_files import Run, find_runs, from_log, read_run, source_of_training
 
 # ---------------------------------------------------------------- statistics
 
@@ -295,28 +162,41 @@ def _draw_limits(axis: Any, runs: list[Run], name: str, cost_limit: Limits) -> l
     return list(drawn.values())
 
 
+# What a point of each source is
+MEANS = {
+    "progress": "mean of each rollout",
+    "tensorboard": "mean of each rollout",
+    "monitor": "mean of 100 episodes",
+    "evaluations": "mean of each evaluation",
+}
+
+
 def plot_training(run: Any, path: str | Path | None = None, title: str = "") -> Figure:
     """
-    Return and cost of one run against its limit, in one call.
+    Return and cost of one run's training against its limit, in one call: the means of its rollouts, with two standard errors
+    of the cost, where they were logged; else those of the episodes in its monitor files, or of its evaluations.
 
     :param run: a folder with a run, or a model that logs into one (``tensorboard_log``, or a logger with a folder)
     :param path: image to write
     :raises FileNotFoundError: the folder does not exist, or holds no run
     :raises ValueError: the model has logged to no folder, or the folder holds several runs
     """
-    folder = run if isinstance(run, str | Path) else getattr(getattr(run, "_logger", None), "dir", None)
-    if folder is None:
+    is_folder = isinstance(run, str | Path)
+    folder: str | Path = run if is_folder else getattr(getattr(run, "_logger", None), "dir", None) or ""
+    runs = find_runs(Path(folder)) if folder else []
+    if not runs and not is_folder:
         raise ValueError(
             "this model has logged to no folder: learn with tensorboard_log=..., or with a logger that has one "
             '(model.set_logger(configure("run", ["stdout", "csv"])))'
         )
-    runs = find_runs(Path(folder)) or [Path(folder)]
     if len(runs) > 1:
         names = ", ".join(map(str, runs[:5]))
         raise ValueError(
             f"{folder} holds {len(runs)} runs ({names}{', ...' if len(runs) > 5 else ''}): name one, or `sb3-cpo plot` all"
         )
-    figure = draw({"mean of each rollout": [read_run(runs[0])]}, title)
+    (found,) = runs or [Path(folder)]
+    source = source_of_training(found)
+    figure = draw({MEANS.get(source, ""): [read_run(found, source)]}, title)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
@@ -344,3 +224,6 @@ def summarise(groups: dict[str, list[Run]], cost_limit: Limits = None) -> str:
                 line += f"  limit {own[0][-1]:g}, over it at {is_over.mean():.0%} of the points"  # type: ignore[index]
             lines.append(line)
     return "\n".join(lines)
+
+
+__all__ = ["Run", "draw", "find_runs", "from_log", "plot_training", "read_run", "summarise"]

@@ -10,9 +10,10 @@ if sys.platform == "linux" and "DISPLAY" not in os.environ and "WAYLAND_DISPLAY"
     os.environ.setdefault("MUJOCO_GL", "egl")
 
 import gymnasium as gym
+import moviepy  # noqa: F401  (where it is missing, now rather than after the episodes)
 import numpy as np
 
-from sb3_cpo.videos import record_episodes, record_replay, render_fps, write_video
+from sb3_cpo.videos import check_video_path, record_episodes, record_replay, render_fps, write_video
 from sb3_cpo.zoo.agents import add_options, is_chosen_by_stochastic_policy, load_model, open_agent
 from sb3_cpo.zoo.arguments import is_mistake
 
@@ -41,7 +42,9 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo video") -> None:
         prog=prog, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
-    parser.add_argument("-o", "--output", type=Path, help="video to write (default: beside the model)")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="video to write, .mp4 or .gif for instance (default: beside the model)"
+    )
     parser.add_argument("-n", "--n-episodes", type=int, default=1, help="number of episodes (default: 1)")
     parser.add_argument("--max-frames", type=int, help="end the video after this number of frames")
     parser.add_argument(
@@ -56,6 +59,8 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo video") -> None:
     is_stochastic = options.stochastic or is_chosen_by_stochastic_policy(options)
 
     try:
+        if options.output is not None:
+            check_video_path(str(options.output))
         agent = open_agent(options, options.seed, render_mode="rgb_array")
         model, env = load_model(options, agent), agent.env
     except (AssertionError, ValueError, TypeError, gym.error.Error) as error:

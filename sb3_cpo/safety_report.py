@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
 from sb3_cpo.cost_signal import CostSignal
 from sb3_cpo.env_facts import max_episode_steps, registered_cost_limit
+from sb3_cpo.mistakes import check_model
 from sb3_cpo.report_env import env_id_of, episode_env
 from sb3_cpo.seeded_episodes import SeededEpisode, play_episode, seeds_apart
 from sb3_cpo.training_record import TrainingRecord, training_record
@@ -175,6 +176,7 @@ def safety_report(
     except ImportError as error:
         raise ImportError(INSTALL.format("safety_report", error)) from error
 
+    check_model(model)
     if n_episodes < 2:
         raise ValueError(f"n_episodes={n_episodes}: a bound needs two at least")
     if not 0 < alpha < 0.5:

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -17,6 +18,7 @@ from sb3_cpo.evaluation import EpisodeCostRecorder, evaluate_policy
 
 # Height of a frame in which text can be read
 SMALLEST_CAPTIONED = 64
+VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 
 
 class Recording(NamedTuple):
@@ -220,21 +222,34 @@ def render_fps(env: VecEnv) -> float:
     return float(env.get_attr("metadata", indices=0)[0].get("render_fps") or 30)
 
 
+def check_video_path(path: str) -> None:
+    """
+    :raises ValueError: no video has such a name
+    """
+    if not path.lower().endswith(VIDEO_ENDINGS):
+        raise ValueError(f"the video is {path!r}: expected a name that ends in {', '.join(VIDEO_ENDINGS)}")
+
+
 def write_video(frames: Sequence[np.ndarray], path: str, fps: float) -> None:
     """
-    Write an mp4.
+    Write an mp4, or what the name of the file ends in; a GIF among them.
 
     :param frames: (height, width, 3) each
+    :raises ValueError: there are no frames, or no video has such a name
     """
+    check_video_path(path)
+    if not frames:
+        raise ValueError(f"no frames to write to {path}: the episodes ended in their first step")
+    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    if path.lower().endswith(".gif"):
+        Path(path).write_bytes(_encode_gif(frames, fps))
+        return
     try:
         from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
     except ImportError as error:
         raise ImportError(
             "Videos need moviepy: pip install moviepy, or in a clone of the repository pip install -e '.[video]'"
         ) from error
-    if not frames:
-        raise ValueError(f"no frames to write to {path}: the episodes ended in their first step")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     ImageSequenceClip(list(frames), fps=fps).write_videofile(path, logger=None)
 
 

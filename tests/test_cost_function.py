@@ -130,6 +130,9 @@ def test_cost_function_gets_what_its_parameters_name(cost_fn, expected):
         (lambda observation, action, next_observation, reward: 0.0, "asks for 'observation', 'next_observation'"),
         (lambda s, a, s2, i, done: 0.0, "asks for 'done': name the parameters obs, action"),
         (lambda s, *, reward: 0.0, "asks for 's'"),
+        # By position, these would get the info: a cost of 1 in every step
+        (lambda s, a, s2, done: float(bool(done)), r"asks for 's', 'a', 's2', 'done'.*done is terminated here"),
+        (lambda s, a, r, s2: 0.0, "r is reward here, s2 is next_obs here"),
         (lambda *, penalty: 0.0, "asks for 'penalty'"),
         (lambda info, *rest: 0.0, "another order"),
     ],

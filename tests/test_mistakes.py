@@ -27,6 +27,7 @@ from sb3_cpo import (
     safety_report,
 )
 from sb3_cpo.mistakes import ELSEWHERE, HERE
+from sb3_cpo.policies import MlpPolicy
 
 SMALL = {"net_arch": [8]}
 KWARGS = {"n_steps": 16, "batch_size": 16, "device": "cpu", "policy_kwargs": SMALL}
@@ -147,6 +148,10 @@ def test_mistakes_by_position(args, message):
         ("batch_size", 0.5, "batch_size must be a whole number, not 0.5"),
         ("cost_limit", {}, "names no cost"),
         ("cost_limit", "5.0", "cost_limit is '5.0': expected a number"),
+        ("cost_limit", lambda _: "5", "cost_limit is '5' at progress_remaining=1.0"),
+        ("cost_limit", {"cost": "5"}, r"cost_limit\['cost'\] is '5': .* returns one$"),
+        ("cost_limit", ["cost"], r"cost_limit\[0\] is 'cost': .*cost_limit=\{'cost': limit\}"),
+        ("learning_rate", "lin_1e-3", r"learning_rate is 'lin_1e-3': expected a number.*LinearSchedule\(1e-3"),
     ],
 )
 def test_values(name, value, message):
@@ -177,6 +182,37 @@ def test_a_policy_that_is_trained_already():
     policy = PPO("MlpPolicy", Plain(), n_steps=16, batch_size=16, device="cpu", policy_kwargs=SMALL).policy
     with pytest.raises(TypeError, match=r"object of ActorCriticPolicy: pass one of .*set_parameters"):
         CPO(policy, env(), 5.0, **KWARGS)
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "message"),
+    [
+        ({"net_arc": [8]}, r"policy_kwargs has 'net_arc', which the policy does not take: did you mean 'net_arch'\?"),
+        ({"log_std": 1.0}, r"'log_std', which the policy does not take: did you mean 'log_std_init'\?"),
+        ({"optimizer_class": "adam"}, r"optimizer_class='adam': pass the class, torch.optim.Adam"),
+        ({"net_arch": 64}, r"net_arch=64: expected the units of each hidden layer, \[64, 64\], or"),
+        ({"net_arch": {"pi": 64}}, r"net_arch=\{'pi': 64\}: expected"),
+        ({"net_arch": "64"}, r"net_arch='64': expected"),
+        ({"net_arch": [64.0]}, r"net_arch=\[64.0\]: expected"),
+    ],
+)
+def test_arguments_of_policies(policy_kwargs, message):
+    with pytest.raises(TypeError, match=message):
+        CPO("MlpPolicy", env(), 5.0, **{**KWARGS, "policy_kwargs": policy_kwargs})
+
+
+@pytest.mark.parametrize("net_arch", [[], (8,), {"pi": [8], "cvf": []}, None])
+def test_layers_that_are_right(net_arch):
+    CPO("MlpPolicy", env(), 5.0, **{**KWARGS, "policy_kwargs": {"net_arch": net_arch}})
+
+
+def test_type_errors_of_a_policy_itself_stay_as_they_are():
+    class Broken(MlpPolicy):
+        def __init__(self, *args, **kwargs):
+            raise TypeError("my own error")
+
+    with pytest.raises(TypeError, match=r"^my own error$"):
+        CPO(Broken, env(), 5.0, **KWARGS)
 
 
 # Environments
@@ -265,6 +301,11 @@ def test_costs_under_other_names(costs, cost_limit, message):
     with pytest.raises(KeyError, match=message) as raised:
         learn(env(lambda: costs), cost_limit)
     assert str(raised.value)[0] not in "'\""
+
+
+def test_several_limits_of_one_cost():
+    with pytest.raises(ValueError, match=r"cost_limit has 2 entries but .*one number, and so is its limit: cost_limit=5.0"):
+        learn(env(), [5.0, 1.0])
 
 
 def test_key_errors_are_not_printed_in_quotes():
@@ -472,8 +513,9 @@ def test_evaluations_of_the_wrong_things(tmp_path):
             evaluate(Plain)
     with pytest.raises(TypeError, match="the model comes first, the environment second"):
         evaluate_policy(env(), model)
-    with pytest.raises(TypeError, match=r"load it first, CPO.load\('cpo.zip'\)"):
-        evaluate_policy("cpo.zip", env())
+    for evaluate in (evaluate_policy, safety_report):
+        with pytest.raises(TypeError, match=r"load it first, CPO.load\('cpo.zip'\)"):
+            evaluate("cpo.zip", env())
 
 
 def test_calls_of_learn_and_make_vec_env():

@@ -2,12 +2,14 @@
 
 import importlib.util
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
@@ -81,6 +83,20 @@ def test_evaluations_are_averaged(plot, trained):
     np.testing.assert_array_equal(run.limits[""], [7, 7, 7])
 
 
+def test_the_picture_of_a_training_is_of_its_own_episodes(plot, trained, tmp_path):
+    folder, means = trained
+    figure = plot.plot_training(folder)
+    (curve,) = (line for line in figure.axes[1].lines if line.get_label() == "mean of each rollout")
+    np.testing.assert_allclose(curve.get_ydata(), [mean for _, mean in means])
+    plot.plt.close(figure)
+    write_monitor(tmp_path, [(1, 5, 0.1, 4), (3, 5, 0.3, 2)])
+    shutil.copy(folder / "evaluations.npz", tmp_path)
+    figure = plot.plot_training(tmp_path)
+    (curve,) = (line for line in figure.axes[1].lines if line.get_label() == "mean of 100 episodes")
+    assert curve.get_ydata() == [3]
+    plot.plt.close(figure)
+
+
 def write_monitor(folder, episodes, name="0"):
     folder.mkdir(parents=True, exist_ok=True)
     rows = "\n".join(",".join(map(str, episode)) for episode in episodes)
@@ -97,6 +113,8 @@ def test_monitor_is_averaged_over_a_window_in_the_order_of_time(plot, tmp_path):
     np.testing.assert_array_equal(run.steps, [10, 15, 20])
     np.testing.assert_array_equal(run.returns, [1.5, 2.5, 3.5])
     np.testing.assert_array_equal(run.costs[""], [5, 6, 3])
+    # Of two numbers, the standard error of the mean is half of their distance
+    np.testing.assert_allclose(run.errors[""], [5, 4, 1])
     np.testing.assert_array_equal(run.limits[""], [3.5, 3.5, 3.5])
 
 
@@ -115,7 +133,7 @@ def test_named_constraints_are_read_under_their_names(plot, tmp_path):
     assert list(run.costs) == ["cost_a", "cost_b"]
     np.testing.assert_array_equal(run.costs["cost_b"], [30, 40])
     np.testing.assert_array_equal(run.limits["cost_b"], [50, 45])
-    table = plot.pd.DataFrame(
+    table = pd.DataFrame(
         {
             "time/total_timesteps": [9],
             "rollout/ep_rew_mean": [1.0],
@@ -191,8 +209,10 @@ def test_plot_draws_a_curve_per_algorithm_and_the_limit(plot, tmp_path, capsys):
                 cost_limits=np.full((5, 1), 5.0),
             )
     folders = [str(path) for path in sorted(tmp_path.glob("logs/*/*"))]
-    plot.main([*folders, "-o", str(tmp_path / "image.png"), "--log-cost"])
+    (tmp_path / "failed").mkdir()
+    plot.main([*folders, str(tmp_path / "failed"), "-o", str(tmp_path / "image.png"), "--log-cost"])
     out = capsys.readouterr().out
+    assert f"nothing to read in {tmp_path / 'failed'}: skipped" in out
     cost_lines = {line.split()[0]: line for line in out.splitlines() if " cost " in line}
     # Seeds at 4, 5, 6: one of three above 5
     assert "  5  [4, 6]" in " ".join(cost_lines["cpo"].split()).replace(" 5 [", "  5  [")
@@ -237,9 +257,20 @@ def test_video_of_a_saved_model(trained, tmp_path, capsys):
     assert frames[0].std() > 5
     assert abs(frames[-1] - frames[0]).max() > 50
     clip.close()
-    with pytest.raises(SystemExit):
-        record_video.main(["--folder", str(tmp_path), "--env", "SafePointCircle-v0"])
-    assert "folder was not found" in capsys.readouterr().err
+    gif = tmp_path / "video.gif"
+    record_video.main([*arguments, "-o", str(gif)])
+    assert Image.open(gif).n_frames == 6
+    (tmp_path / "text.zip").write_text("no model")
+    for wrong, message in [
+        (["--folder", str(tmp_path)], "folder was not found"),
+        ([*arguments, "-o", "video.doc"], "the video is 'video.doc': expected a name that ends in .mp4"),
+        ([*arguments, "--env", "SafeAntCircle-v0"], "was trained in another environment than SafeAntCircle-v0"),
+        ([*arguments, "--model", str(tmp_path / "text.zip")], "expected a file that model.save wrote"),
+        ([*arguments, "--model", str(tmp_path / "missing")], "there is no file"),
+    ]:
+        with pytest.raises(SystemExit):
+            record_video.main(["--env", "SafePointCircle-v0", *wrong])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["train", "enjoy", "plot", "record_video"])
@@ -387,6 +418,9 @@ def test_one_call_draws_a_training(plot, tmp_path, monkeypatch):
     model = CPO("MlpPolicy", make_vec_env("SafePointCircle-v0", seed=0), tensorboard_log="tb", **arguments)
     with pytest.raises(ValueError, match="has logged to no folder: learn with tensorboard_log"):
         plot.plot_training(model)
+    unlogged = CPO("MlpPolicy", "SafePointCircle-v0", **arguments).learn(65)
+    with pytest.raises(ValueError, match="has logged to no folder: learn with tensorboard_log"):
+        plot.plot_training(unlogged)
     model.learn(130)
     figure = plot.plot_training(model, tmp_path / "images" / "training.png", "Point")
     assert (tmp_path / "images" / "training.png").stat().st_size > 10_000

@@ -354,6 +354,12 @@ def test_an_id_that_is_misspelt_is_an_error_of_the_command_line(run):
         (["--env-kwargs", "sise:2"], "unexpected keyword argument 'sise'"),
         (["-params", "cost_limit"], "expected key:value for each, with values in Python, not cost_limit"),
         (["-params", "net_arch:[64"], "expected key:value for each, with values in Python, not net_arch:"),
+        (["-params", "cost_shaping:FailurePredictor(horizn=5)"], "expected FailurePredictor(horizon=20) for instance (Fail"),
+        (
+            ["-params", "cost_shaping:FailurePredictor(horizon=5"],
+            "expected FailurePredictor(horizon=20) for instance ('(' was",
+        ),
+        (["-params", "cost_shaping:FailurePredictr"], "cost_shaping is 'FailurePredictr': expected FailurePredictor("),
         (["-i", "nope.zip"], "-i is 'nope.zip': expected the file of a model"),
         (["--conf-file", "nope.yml"], "--conf-file is 'nope.yml': there is no such file"),
         (["--gym-packages", "no_such_package"], "--gym-packages names no_such_package, but there is no module"),
@@ -366,11 +372,18 @@ def test_mistakes_on_the_command_line_are_answered_without_a_traceback(run, argu
 
 
 def test_words_of_the_command_line_need_no_quotes(run):
-    values = ["cost_limit:lin_9_3_0.5", "vec_env:dummy", "normalize_advantage:False", "policy_kwargs:dict(net_arch=[8])"]
+    values = [
+        "cost_limit:lin_9_3_0.5",
+        "cost_shaping:FailurePredictor(horizon=7)",
+        "vec_env:dummy",
+        "normalize_advantage:False",
+        "policy_kwargs:dict(net_arch=[8])",
+    ]
     run(train, *POINT, "-n", "200", "--eval-freq", "-1", *TINY, *values)
     model = CPO.load("logs/cpo/SafePointCircle-v0_1/SafePointCircle-v0.zip")
     assert (model.cost_limits.at(1.0), model.cost_limits.at(0.5), model.cost_limits.at(0.0)) == (9.0, 3.0, 3.0)
     assert model.normalize_advantage is False
+    assert model.cost_shaping.horizon == 7
 
 
 def test_errors_of_a_users_own_code_keep_their_traceback():

@@ -75,11 +75,22 @@ def test_tuner_shares_a_study_and_ends_with_its_report(run):
     reports = sorted(Path("logs/cpo").glob("report_*.csv"))
     assert reports
     assert "user_attrs_mean_cost_0" in reports[-1].read_text().splitlines()[0]
-    # A trial's hyperparameters can be used: rl_zoo3 reads them from the study
-    manager = make_manager("cpo", "SafePointCircle-v0", "logs", storage="study/point.log", study_name="point")
-    loaded = manager.load_trial("study/point.log", "point", 1)
-    assert loaded["gamma"] == pytest.approx(study.trials[1].user_attrs["gamma"])
-    assert loaded["target_kl"] == study.trials[1].params["target_kl"]
+    # A trial's hyperparameters can be used, those of the first too, which rl_zoo3 overlooks
+    for number in (0, 1):
+        run(train, *POINT, "-n", "200", "--eval-freq", "-1", *storage, "--trial-id", str(number), *TINY)
+        folder = sorted(Path("logs/cpo").glob("SafePointCircle-v0_*"), key=lambda path: int(path.name.split("_")[-1]))[-1]
+        model = CPO.load(folder / "SafePointCircle-v0.zip")
+        assert model.gamma == pytest.approx(study.trials[number].user_attrs["gamma"])
+        assert model.target_kl == study.trials[number].params["target_kl"]
+        assert model.n_critic_updates == 1  # the command line comes first
+    for arguments, message in [
+        ([], "--trial-id needs the --storage and the --study-name"),
+        (["--storage", "other.log", "--study-name", "point"], "--storage is 'other.log': there is no such file"),
+        ([*storage[:-1], "pont"], "--study-name is 'pont': the studies in study/point.log are point"),
+        ([*storage, "--trial-id", "3"], "--trial-id is 3: point has the trials 0 to 2"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            run(train, *POINT, "-n", "200", "--trial-id", "0", *arguments)
 
 
 def test_enjoy_looks_into_no_folder_without_a_model(run):

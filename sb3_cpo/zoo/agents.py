@@ -4,9 +4,11 @@ import argparse
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 import yaml
 from rl_zoo3.utils import ALGOS, get_model_path, get_saved_hyperparams
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo import make_vec_env
@@ -54,13 +56,26 @@ def open_agent(options: argparse.Namespace, seed: int = 0, **env_kwargs: Any) ->
     register_envs(options.gym_packages, Path(options.folder, options.algo), options.env)
     if options.cost is not None:
         add_cost(options.env, options.cost)
-    if options.model and not any(Path(f"{options.model}{ending}").is_file() for ending in ("", ".zip")):
-        raise ValueError(f"--model is {options.model!r}: there is no such file")
+    if options.model:
+        # SB3 adds the ending where there is none
+        file = Path(options.model if Path(options.model).suffix else f"{options.model}.zip")
+        if not file.is_file():
+            raise ValueError(f"--model is {options.model!r}: there is no file {file}")
+        if not is_zipfile(file):
+            raise ValueError(f"--model is {options.model!r}: expected a file that model.save wrote, and it is no zip file")
     return _open_file(options, seed, env_kwargs) if options.model else _open_run(options, seed, env_kwargs)
 
 
 def load_model(options: argparse.Namespace, agent: Agent) -> Any:
-    return ALGOS[options.algo].load(agent.model_path, device="cpu")
+    """
+    :raises ValueError: the file is that of another algorithm, or of another environment
+    """
+    model = ALGOS[options.algo].load(agent.model_path, device="cpu")
+    try:
+        check_for_correct_spaces(agent.env, model.observation_space, model.action_space)
+    except ValueError as error:
+        raise ValueError(f"{agent.model_path} was trained in another environment than {options.env}: {error}") from error
+    return model
 
 
 def is_chosen_by_stochastic_policy(options: argparse.Namespace) -> bool:

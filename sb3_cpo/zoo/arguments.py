@@ -27,7 +27,7 @@ Changes = dict[str, dict[str, Any]]
 # What to write where an environment has no cost, after the message that names the wrapper
 COST_OPTION = "From the command line, --cost my_module:my_function is that wrapper (see docs/guide/zoo.md)"
 # Values of key:value options that are text without being quoted
-WORD = re.compile(r"lin_[\d._e+-]+|(?!(True|False|None)$)[A-Za-z_]\w*")
+WORD = re.compile(r"lin_[\d._e+-]+|FailurePredictor\(.*|(?!(True|False|None)$)[A-Za-z_]\w*")
 # Packages that check what the user types
 CHECKING = [Path(package.__path__[0]) for package in (sb3_cpo, safe_envs, rl_zoo3, stable_baselines3, sb3_contrib)]
 

@@ -65,6 +65,17 @@ def parse_limit_schedule(limit: Any) -> Any:
     return limit
 
 
+def read_cost_shaping(text: str) -> Any:
+    """
+    :param text: Python, as in a YAML file: ``FailurePredictor(horizon=20)``
+    :raises ValueError: it is not
+    """
+    try:
+        return eval(text, {"FailurePredictor": FailurePredictor})
+    except Exception as error:
+        raise ValueError(f"cost_shaping is {text!r}: expected FailurePredictor(horizon=20) for instance ({error})") from error
+
+
 class ConstrainedExperimentManager(ExperimentManager):
     """
     Beside rl_zoo3's: YAML files of our algorithms, ``cost_limit`` with schedules, ``cost_shaping``, ``vec_env: batch``, and a
@@ -106,8 +117,8 @@ class ConstrainedExperimentManager(ExperimentManager):
             raise ValueError(f"vec_env is {vec_env!r}: expected one of {', '.join(VEC_ENVS)}")
         if vec_env is not None and self.vec_env_type is None:
             self.vec_env_class = VEC_ENVS[vec_env]
-        if isinstance(hyperparams.get("cost_shaping"), str):
-            hyperparams["cost_shaping"] = eval(hyperparams["cost_shaping"], {"FailurePredictor": FailurePredictor})
+        if isinstance(text := hyperparams.get("cost_shaping"), str):
+            hyperparams["cost_shaping"] = read_cost_shaping(text)
         return super()._preprocess_hyperparams(hyperparams)
 
     def create_callbacks(self) -> None:
@@ -126,11 +137,35 @@ class ConstrainedExperimentManager(ExperimentManager):
         return TrainingCheckpoint(1, folder, "rl_model", n_kept=2, min_seconds=CHECKPOINT_SECONDS)
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.trial_id is not None and self.resumed_run is None:
+            # rl_zoo3 overlooks trial 0, and says nothing where the study is not named
+            trial = self.load_trial(self.storage or "", self.study_name or "", self.trial_id)
+            self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
+            self.trial_id = None
         if self.resumed_run is None:
             return super().read_hyperparameters()
         # As they were, whatever the table says today
         text = Path(self.params_path, "config.yml").read_text()
         return dict(yaml.load(text, Loader=yaml.UnsafeLoader)), yaml.load(text, Loader=yaml.UnsafeLoader)
+
+    def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> dict[str, Any]:
+        """
+        rl_zoo3's.
+
+        :raises ValueError: there is no such storage, study or trial
+        """
+        if not storage or not study_name:
+            raise ValueError("--trial-id needs the --storage and the --study-name of the study")
+        if storage.endswith(".log") and not Path(storage).is_file():
+            raise ValueError(f"--storage is {storage!r}: there is no such file")
+        opened: Any = JournalStorage(JournalFileBackend(storage)) if storage.endswith(".log") else storage
+        names = optuna.get_all_study_names(opened)
+        if study_name not in names:
+            raise ValueError(f"--study-name is {study_name!r}: the studies in {storage} are {', '.join(names)}")
+        n_trials = len(optuna.load_study(study_name=study_name, storage=opened).trials)
+        if trial_id is not None and trial_id not in range(n_trials):
+            raise ValueError(f"--trial-id is {trial_id}: {study_name} has the trials 0 to {n_trials - 1}")
+        return super().load_trial(storage, study_name, trial_id, convert)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if self.resumed_run is None:

@@ -8,6 +8,7 @@ import pandas as pd
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 PREDICTED, ACTUAL = "train/predicted_cost_change", "train/actual_cost_change"
 
@@ -54,7 +55,9 @@ def draw_calibration(groups: dict[str, pd.DataFrame], path: Path) -> None:
         axis.scatter(known[PREDICTED], known[ACTUAL], s=6, alpha=0.5)
         axis.axline((0, 0), slope=1, color="black", linestyle=":", label="actual = predicted")
         axis.set(xlabel="predicted change of J", ylabel="actual change of J", title=title)
-        axis.legend(fontsize="small")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        # Under the data, not over it
+        axis.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
