@@ -120,6 +120,7 @@ def describe(log: pd.DataFrame) -> dict[str, Any]:
 
 def draw_task(logs: dict[str, list[pd.DataFrame]], title: str, path: Path) -> None:
     figure = draw({name: [from_log(run) for run in runs] for name, runs in logs.items()}, title, log_cost=True)
+    figure.axes[1].set_ylim(bottom=0.0)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
