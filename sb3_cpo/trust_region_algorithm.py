@@ -113,7 +113,9 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             )
 
         def probe_noise() -> NoiseProbe:
-            signs = [_random_signs(batch.episodes, n_noise_draws) for batch in cost_batches]
+            # Not from torch's generator: actions and minibatches are those of a training without this measurement
+            generator = th.Generator().manual_seed((self.seed or 0) * 2**32 + self.num_timesteps + distributed.rank())
+            signs = [_random_signs(batch.episodes, n_noise_draws, generator) for batch in cost_batches]
             return NoiseProbe(
                 objective=(signs[-1] * old_ratios[-1] * advantages).mean(dim=1),
                 costs=_cost_surrogates(cost_batches, old_ratios, signs),
@@ -177,10 +179,10 @@ def _cost_surrogates(
     return th.stack([sign.to(terms) @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
 
 
-def _random_signs(episodes: th.Tensor, n_draws: int) -> th.Tensor:
+def _random_signs(episodes: th.Tensor, n_draws: int, generator: th.Generator) -> th.Tensor:
     """(n_draws, batch_size) of +1 and -1, one per episode."""
-    signs = 2.0 * th.randint(2, (n_draws, int(episodes.max()) + 1), device=episodes.device) - 1.0
-    return signs[:, episodes]
+    signs = 2.0 * th.randint(2, (n_draws, int(episodes.max()) + 1), generator=generator) - 1.0
+    return signs.to(episodes.device)[:, episodes]
 
 
 def mean_kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:

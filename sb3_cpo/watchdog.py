@@ -13,7 +13,7 @@ from sb3_cpo.trust_region import TrustRegionStep
 FACTOR = 10.0
 PATIENCE = 20
 # So is a limit that has been exceeded for this many updates, in which less than this share of the predicted decrease came
-UNDELIVERED_PATIENCE, LEAST_DELIVERED = 40, 0.1
+UNDELIVERED_PATIENCE, LEAST_DELIVERED = 30, 0.1
 
 
 class Watchdog:

@@ -454,3 +454,20 @@ def test_worst_case_of_each_constraint_is_made_of_its_own_advantages(monkeypatch
     model.learn(128)
     # Costs of b are twice those of a, and the critic begins near zero
     np.testing.assert_allclose(rows[0][1] / rows[0][0], 2.0, rtol=0.05)
+
+
+def test_where_nothing_costs_cpo_is_trpo_to_the_last_bit():
+    class Free(RiskyEnv):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, reward, terminated, truncated, {**info, "cost": 0.0}
+
+    trained = []
+    for algorithm, kwargs in ((TRPO, {}), (CPO, {"cost_limit": 0.0}), (CPO, {"cost_limit": 1.0, "n_noise_draws": 5})):
+        env = vec_env(lambda rank: Free(), 4)
+        model = algorithm("MlpPolicy", env, **{**KWARGS, **kwargs}).learn(4 * 128)
+        trained.append(dict(model.policy.named_parameters()))
+    trpo, *with_limits = trained
+    for parameters in with_limits:
+        for name in ("log_std", "action_net.weight", "value_net.weight"):
+            np.testing.assert_array_equal(parameters[name].detach(), trpo[name].detach())

@@ -65,7 +65,7 @@ class OwnDicePolicy(CostActorCriticPolicy):
         return actions.float(), self.predict_values(obs), distribution.log_prob(actions)
 
 
-def signs_of_all(episodes, n_draws):
+def signs_of_all(episodes, n_draws, generator):
     """As if one process had drawn the signs of all episodes."""
     n_episodes = int(episodes.max()) + 1
     table = 2.0 * th.as_tensor(np.random.default_rng(7).integers(0, 2, (n_draws, 1000)), dtype=th.float32) - 1
