@@ -130,13 +130,16 @@ def test_penalised_rewards_that_overflow_are_named():
 MISTAKES = {
     "info": put(4, None),
     "info end": put(4, None, ends=True),
-    "array": put(1, np.array([1.0])),
-    "array end": put(1, np.array([1.0]), ends=True),
+    "array": put(1, np.array([1.0, 2.0])),
+    "array end": put(1, np.array([1.0, 2.0]), ends=True),
     "reward": put(1, None),
     "shape": put(0, np.zeros(3, np.float32), ends=True),
     "cost": put(4, {"cost": None}, ends=True),
     "raises": lambda *step: 1 / 0,
 }
+if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+    # Before, an array of one is a number
+    MISTAKES |= {"array of one": put(1, np.array([1.0])), "array of one end": put(1, np.array([1.0]), ends=True)}
 
 
 @pytest.mark.parametrize("monitor", [None, Monitor, CostMonitor])
@@ -173,7 +176,7 @@ def test_after_an_error_in_a_process_the_model_goes_on(name):
 
 def test_an_error_inside_a_step_says_where():
     with pytest.raises(ValueError, match="sequence") as raised:
-        CPO("MlpPolicy", broken(put(1, np.array([1.0]))), 10.0, **KWARGS).learn(24)
+        CPO("MlpPolicy", broken(put(1, np.array([1.0, 2.0]))), 10.0, **KWARGS).learn(24)
     assert "raised in step 18 of environment" in raised.value.__notes__[0]
 
 
