@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
 from promise import COST, GROUPS, judge, make_row
-from runs import Run, run_all
+from runs import Run, load_logs, run_all
 
 from sb3_cpo import CPO
 from sb3_cpo.dual import Dual, solve_dual
@@ -143,10 +143,7 @@ def main() -> None:
     }
     run_all(runs, make_model, keep, args.jobs)
     for task in args.tasks:
-        logs: dict[str, list[pd.DataFrame]] = {}
-        for path, run in runs.items():
-            if run.task == task:
-                logs.setdefault(run.algorithm, []).append(pd.read_csv(path))
+        logs = load_logs(runs, task)
         rows = [{"variant": name, **pd.DataFrame(map(describe, group)).mean()} for name, group in logs.items()]
         table = pd.DataFrame(rows)
         table.to_csv(args.output / f"{task}.csv", index=False, float_format="%.4g")

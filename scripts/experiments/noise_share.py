@@ -11,6 +11,7 @@ share is 1 / (1 + size / half), where half is the size at which a half is noise.
 import argparse
 from pathlib import Path
 
+import gymnasium as gym
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -20,7 +21,6 @@ from stable_baselines3.common.logger import Logger
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, make_vec_env
-from sb3_cpo.env_facts import max_episode_steps
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -39,10 +39,16 @@ def trained_policy(task: str, n_steps: int, seed: int, path: Path) -> CPO:
     return model
 
 
+def time_limit(task: str) -> int:
+    """Steps of the longest episode."""
+    steps = gym.spec(task).max_episode_steps
+    assert steps is not None
+    return steps
+
+
 def measure(trained: CPO, task: str, size: int, seed: int) -> float:
     """The noise share of the cost gradient in a fresh rollout of about so many steps."""
-    horizon = max_episode_steps(make_vec_env(task, vec_env_cls=BatchVecEnv))
-    assert horizon is not None
+    horizon = time_limit(task)
     n_envs = int(np.clip(size // horizon, 1, MAX_COPIES))
     n_steps = max(size // n_envs // horizon, 1) * horizon
     env = make_vec_env(task, n_envs=n_envs, vec_env_cls=BatchVecEnv, seed=seed)
@@ -80,13 +86,13 @@ def main() -> None:
                     table.to_csv(path, index=False, float_format="%.4g")
         known = table.dropna()
         (half,), _ = curve_fit(expected_share, known["size"], known["share"], p0=[10_000.0])
-        horizon = max_episode_steps(make_vec_env(task, vec_env_cls=BatchVecEnv))
-        assert horizon is not None
         means = known.groupby("size")["share"].agg(["mean", "std"])
         axis.errorbar(means.index, means["mean"], means["std"], fmt="o", color=f"C{color}", capsize=3)
         sizes = np.geomspace(min(args.sizes), max(args.sizes), 100)
         axis.plot(sizes, expected_share(sizes, half), color=f"C{color}", label=f"{task}: half at {half:,.0f} steps")
-        rows.append({"task": task, "half is noise at": round(half), "in episodes": half / horizon, **means["mean"].to_dict()})
+        rows.append(
+            {"task": task, "half is noise at": round(half), "in episodes": half / time_limit(task), **means["mean"].to_dict()}
+        )
     axis.set(xscale="log", xlabel="steps in a rollout", ylabel="share of noise in the cost gradient", ylim=(0, None))
     axis.legend(fontsize="small")
     axis.grid(alpha=0.3)

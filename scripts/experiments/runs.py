@@ -134,3 +134,12 @@ def run_all(
                 failed.append(str(path))
     if failed:
         sys.exit(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+
+
+def load_logs(runs: Mapping[Path, Run], task: str) -> dict[str, list[pd.DataFrame]]:
+    """What the runs of a task have left: algorithm -> its logs, in the order of the runs."""
+    logs: dict[str, list[pd.DataFrame]] = {}
+    for path, run in runs.items():
+        if run.task == task:
+            logs.setdefault(run.algorithm, []).append(pd.read_csv(path))
+    return logs

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from promise import judge
 from promise import make_row as promise_row
-from runs import Run, run_all
+from runs import Run, load_logs, run_all
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_cpo import CPO, make_vec_env
+from sb3_cpo import CPO
 from sb3_cpo.defaults import default_env
 
 matplotlib.use("Agg")
@@ -83,9 +83,7 @@ def limits_of(task: str, method: str) -> dict[str, float]:
 
 
 def make_model(run: Run) -> CPO:
-    copies = default_env(run.task)
-    venv = make_vec_env(run.task, n_envs=copies.num_envs, vec_env_cls=type(copies), seed=run.seed)
-    env = SeveralCosts(venv, LIMITS[run.task], SPEED[run.task])
+    env = SeveralCosts(default_env(run.task), LIMITS[run.task], SPEED[run.task])
     return CPO("MlpPolicy", env, seed=run.seed, device="cpu", **run.settings)
 
 
@@ -126,10 +124,7 @@ def main() -> None:
     }
     run_all(runs, make_model, keep, args.jobs)
     for task in args.tasks:
-        logs: dict[str, list[pd.DataFrame]] = {}
-        for path, run in runs.items():
-            if run.task == task:
-                logs.setdefault(run.algorithm, []).append(with_limits(pd.read_csv(path), LIMITS[task]))
+        logs = {method: [with_limits(log, LIMITS[task]) for log in group] for method, group in load_logs(runs, task).items()}
         tables = [
             describe(log).assign(method=method, seed=seed)
             for method, group in logs.items()
