@@ -49,6 +49,24 @@ def actor_parameters(policy: ActorCriticPolicy, samples: CostRolloutBufferSample
     return [param for param, grad in zip(params, grads, strict=True) if grad is not None]
 
 
+def train_critics_only(policy: ActorCriticPolicy, actor_params: Sequence[nn.Parameter]) -> None:
+    """
+    Training mode, but for modules that the actor uses: batch normalisation there would move statistics that actions depend on,
+    unseen by the trust region.
+    """
+    policy.set_training_mode(True)
+    _act_as_before(policy, {id(param) for param in actor_params})
+
+
+def _act_as_before(module: nn.Module, actor_params: set[int]) -> None:
+    for child in module.children():
+        trained = {id(param) for param in child.parameters() if param.requires_grad}
+        if trained <= actor_params:
+            child.eval()
+        elif trained & actor_params:
+            _act_as_before(child, actor_params)
+
+
 @th.no_grad()
 def predict_cost_values(policy: ActorCriticPolicy, obs: PyTorchObs) -> np.ndarray:
     """(n, n_costs) float64, in units of the costs."""

@@ -162,7 +162,7 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
         """
         :param recent: rollouts that the cost critic is fitted to; empty: this one
         """
-        self.policy.set_training_mode(True)
+        critics.train_critics_only(self.policy, rollout.actor_params)
         losses = critics.fit_critics(
             self.policy,
             self.rollout_buffer,

@@ -1,5 +1,7 @@
 """Fitting the critics: what is computed once for many minibatches changes nothing."""
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -91,3 +93,52 @@ def test_the_unit_of_the_reward_does_not_matter_whatever_the_optimizer():
         values.append(model.policy.predict_values(observations).detach().numpy() / unit)
     assert np.std(values[0]) > 0.01
     np.testing.assert_allclose(values[1], values[0], rtol=1e-3)
+
+
+class NoisyExtractor(LearnedExtractor):
+    """Acts in another way while it is trained: dropout, and statistics of batches."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.layers = nn.Sequential(self.layer, nn.BatchNorm1d(self.features_dim, affine=False), nn.Dropout(0.3))
+        self.modes = set()
+
+    def forward(self, observations):
+        if len(observations) == 48:
+            self.modes.add(self.training)
+        return self.layers(3 + FlattenExtractor.forward(self, observations))
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("algorithm", [CPO, TRPO])
+def test_the_policy_that_acts_is_the_one_that_the_trust_region_holds(algorithm, is_shared):
+    kwargs = {"features_extractor_class": NoisyExtractor, "share_features_extractor": is_shared, "net_arch": [16]}
+    limit = () if algorithm is TRPO else (-3.0,)
+    settings = {"n_steps": 48, "batch_size": 16, "n_critic_updates": 5, "seed": 0, "device": "cpu"}
+    model = algorithm(
+        "MlpPolicy", RiskyEnv(), *limit, **settings, policy_kwargs={**kwargs, "normalize_observations": False}
+    )
+    # From the beginning, its actions depend on the features
+    model.policy.action_net.weight.data *= 100
+    obs = th.as_tensor(np.random.default_rng(0).uniform(-3, 3, (300, 3)), dtype=th.float32)
+    update, distances = model.train, []
+
+    def acts_like():
+        model.policy.set_training_mode(False)
+        with th.no_grad():
+            return copy.deepcopy(model.policy.get_distribution(obs).distribution)
+
+    def train():
+        before = acts_like()
+        update()
+        distances.append(th.distributions.kl_divergence(before, acts_like()).sum(dim=1).mean().item())
+
+    model.train = train
+    model.learn(3 * 48)
+    # Other observations than those of the rollout, which are few
+    assert max(distances) < 2 * model.target_kl
+    assert np.mean(distances) > 0.1 * model.target_kl
+    if not is_shared:
+        # Only the critics' own extractors are in training mode, and only while they are fitted
+        assert model.policy.pi_features_extractor.modes == {False}
+        assert model.policy.vf_features_extractor.layers[1].num_batches_tracked > 0
