@@ -108,6 +108,9 @@ def in_process(rank, folder, function, *args):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     function(*args)
     dist.destroy_process_group()
+    sys.stdout.flush()
+    # An interpreter that ends so soon after a message may be aborted by gloo's thread, which still holds tensors of it
+    os._exit(0)
 
 
 def on_two(folder, function, *args):
