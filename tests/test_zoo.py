@@ -369,6 +369,8 @@ def test_mistakes_on_the_command_line_are_answered_without_a_traceback(run, argu
     with pytest.raises(SystemExit) as exit_info:
         run(train, *POINT, "-n", "200", *arguments)
     assert message in str(exit_info.value.code) + capsys.readouterr().err
+    # Nor is there a folder of a run that has not begun
+    assert list(Path("logs").glob("*/*")) == []
 
 
 def test_words_of_the_command_line_need_no_quotes(run):

@@ -103,6 +103,17 @@ class ConstrainedExperimentManager(ExperimentManager):
         if vec_env_type is not None:
             self.vec_env_class = VEC_ENVS[vec_env_type]
 
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """rl_zoo3's. A mistake that is found here only leaves no folder of a run that has never begun."""
+        try:
+            return super().setup_experiment()
+        except BaseException:
+            for folder in (self.params_path, self.save_path):
+                # Folders with something in them stay
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+            raise
+
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
         if "cost_limit" in hyperparams:
