@@ -1,6 +1,7 @@
 """Collecting a rollout with costs: SB3's loop, and what its hooks read, check and count."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,15 @@ from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.env_facts import (
     check_finite,
+    count_steps,
     episode_length,
     innermost,
+    is_same,
     is_wrapped,
     monitor_steps,
     name_env,
     notice_resets,
-    shown_observations,
+    shown_last,
 )
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.log_keys import Row
@@ -40,8 +43,10 @@ class CostRollouts(SavedModel):
 
     _checkpoints: Sequence[TrainingCheckpoint] = ()
     """Those among the callbacks of this ``learn``."""
-    _left: tuple[Any, dict[Any, np.ndarray] | None] = (None, None)
+    _left: tuple[Any, list[Any] | None] = (None, None)
     """Our last observations, and what the environments showed then; None: that cannot be told"""
+    _steps: Counter[int]
+    """Of the environments in this rollout, by the number of our steps before; our own is the last of each number"""
     _knows_lives: bool
     """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
 
@@ -79,7 +84,7 @@ class CostRollouts(SavedModel):
                 rollout_buffer.was_reset_outside = True
 
         try:
-            with notice_resets(env, on_reset), watch:
+            with notice_resets(env, on_reset), count_steps(env, lambda: self.num_timesteps) as self._steps, watch:
                 if self._is_played_by_others(env):
                     self.ledger.restart_episodes(env.num_envs)
                 self.ledger.start_rollout(monitor_steps(env))
@@ -87,6 +92,8 @@ class CostRollouts(SavedModel):
                     is_complete = rollout_loop.collect(self, env, callback, rollout_buffer, n_rollout_steps)
                 else:
                     is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+                if is_complete and self._steps[self.num_timesteps]:
+                    self.ledger.restart_episodes(env.num_envs)
                 self.ledger.monitor_steps = monitor_steps(env)
             if not is_complete:
                 self._finish_stopped_step(callback.locals)
@@ -109,16 +116,14 @@ class CostRollouts(SavedModel):
             # They hold the user's callback, its locals and this model
             del self._rollout_callback
             rollout_buffer.on_full = None
-        self._left = self._last_obs, shown_observations(env)
+        self._left = self._last_obs, shown_last(env)
         return is_complete
 
     def _is_played_by_others(self, env: VecEnv) -> bool:
         """Whether the environments show something else than after our last step. A monitor knows it, too; not all have one."""
-        last_obs, shown = self._left
-        shown_now = shown_observations(env)
-        if last_obs is not self._last_obs or shown is None or shown_now is None:
-            return False
-        return any(not np.array_equal(shown[key], shown_now[key]) for key in shown)
+        last_obs, before = self._left
+        now = shown_last(env)
+        return last_obs is self._last_obs and before is not None and now is not None and not is_same(before, now)
 
     def _check_buffer(self, buffer: RolloutBuffer, n_steps: int) -> CostRolloutBuffer:
         """The user may have replaced it."""
@@ -158,6 +163,11 @@ class CostRollouts(SavedModel):
         if buffer is not step["rollout_buffer"]:
             raise ValueError("model.rollout_buffer was replaced within a rollout: replace it between two calls of learn")
         env = step["env"]
+        # A callback may have stepped the environments: before our first step, or since this one
+        if buffer.pos == 0 and self._steps[self.num_timesteps - len(dones)] > 1:
+            self.ledger.restart_episodes(len(dones))
+        if self._steps[self.num_timesteps]:
+            buffer.was_reset_outside = True
         # Steps of all processes
         self.num_timesteps += (distributed.world_size() - 1) * len(dones)
         # What the environments themselves say is looked at by `EnvWatch`

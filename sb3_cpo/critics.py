@@ -79,7 +79,7 @@ def value_costs(policy: ActorCriticPolicy, buffer: CostRolloutBuffer, last_obs: 
     Fill the buffer's ``cost_values``, ``cost_advantages`` and ``cost_returns``.
 
     :param last_obs: observations after the last step
-    :return: (n_envs, n_costs) cost still to come at the end of the rollout, 0 where an episode ended there
+    :return: (n_envs, n_costs) cost still to come at the end of the rollout, in the next episode where one ended there
     """
     obs = buffer.flat_observations()
     n_steps = buffer.buffer_size * buffer.n_envs
@@ -93,7 +93,7 @@ def value_costs(policy: ActorCriticPolicy, buffer: CostRolloutBuffer, last_obs: 
     for pos, index, terminal_obs in buffer.cut_at_time_limit:
         next_values[pos, index] = predict_cost_values(policy, policy.obs_to_tensor(terminal_obs)[0])[0]
     buffer.compute_cost_returns_and_advantages(next_values)
-    return np.where(buffer.episode_ends[-1][:, None], 0.0, last_values)
+    return last_values
 
 
 def fit_critics(

@@ -6,8 +6,9 @@ user's lambda for instance, dies. Adapters of other simulators implement of a ``
 where one does not answer, it says nothing.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -82,30 +83,78 @@ def monitor_steps(env: VecEnv) -> list[int] | None:
     return steps if len(steps) == env.num_envs else None
 
 
-def shown_observations(env: VecEnv) -> dict[Any, np.ndarray] | None:
-    """What a ``DummyVecEnv`` has shown last, below its wrappers; None: it is another ``VecEnv``."""
+def shown_last(env: VecEnv) -> list[Any] | None:
+    """What SB3's VecEnvs have shown last, below their wrappers; None: it is another ``VecEnv``."""
     inner = innermost(env)
-    return {key: value.copy() for key, value in inner.buf_obs.items()} if isinstance(inner, DummyVecEnv) else None
+    if isinstance(inner, SubprocVecEnv):
+        # Every step and every reset makes it anew
+        return [inner.reset_infos]
+    if isinstance(inner, DummyVecEnv):
+        return [*inner.buf_infos, *inner.reset_infos, *(values.copy() for values in inner.buf_obs.values())]
+    return None
+
+
+def is_same(before: list[Any], now: list[Any]) -> bool:
+    """Whether a ``VecEnv`` shows the same: nobody has stepped or reset it."""
+    pairs = zip(before, now, strict=True)
+    return all(one is other or (isinstance(one, np.ndarray) and np.array_equal(one, other)) for one, other in pairs)
+
+
+@contextmanager
+def _replaced(env: VecEnv, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    own = vars(env).get(name)
+    setattr(env, name, method)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(env, name)
+        else:
+            setattr(env, name, own)
 
 
 @contextmanager
 def notice_resets(env: VecEnv, on_reset: Callable[[], None]) -> Iterator[None]:
     """Within a rollout, only others reset the environments, an evaluation for instance: call this then."""
     inner = innermost(env)
-    own_reset, reset = vars(inner).get("reset"), inner.reset
+    reset = inner.reset
 
     def noticed_reset(*args: Any, **kwargs: Any) -> Any:
         on_reset()
         return reset(*args, **kwargs)
 
-    inner.reset = noticed_reset  # type: ignore[method-assign]
-    try:
+    with _replaced(inner, "reset", noticed_reset):
         yield
-    finally:
-        if own_reset is None:
-            del inner.reset
-        else:
-            inner.reset = own_reset  # type: ignore[method-assign]
+
+
+@contextmanager
+def count_steps(env: VecEnv, moment: Callable[[], int]) -> Iterator[Counter[int]]:
+    """
+    Count the steps of the environments, whoever makes them and at whichever wrapper. What wrappers make of one step is one.
+
+    :param moment: the key that a step is counted under
+    """
+    counts, is_within = Counter[int](), False
+
+    def counted(step_wait: Callable[[], Any]) -> Callable[[], Any]:
+        def counted_step() -> Any:
+            nonlocal is_within
+            if is_within:
+                return step_wait()
+            counts[moment()] += 1
+            is_within = True
+            try:
+                return step_wait()
+            finally:
+                is_within = False
+
+        return counted_step
+
+    inner = innermost(env)
+    with ExitStack() as stack:
+        for level in (inner,) if env is inner else (inner, env):
+            stack.enter_context(_replaced(level, "step_wait", counted(level.step_wait)))
+        yield counts
 
 
 def env_id(env: VecEnv) -> str | None:

@@ -29,6 +29,7 @@ class SavedModel(CostModel):
             "cost_limits",
             "_cost_signal",
             "_rollout_callback",
+            "_steps",
             "_is_stopped_elsewhere",
             "_left",
             "_shared_statistics",

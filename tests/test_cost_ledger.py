@@ -4,7 +4,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_cpo import CPO, FailurePredictor, evaluate_policy, make_vec_env
 from sb3_cpo.cost_ledger import CostLedger, Ends, SafetyRecord
@@ -149,11 +149,16 @@ def play_by_hand(model, env):
         env.step(np.zeros((env.num_envs, 1), dtype=np.float32))
 
 
+def go_on(model, env):
+    for _ in range(6):
+        env.step(np.zeros((env.num_envs, 1), dtype=np.float32))
+
+
 MOMENTS = ["training_start", "rollout_start", "step", "rollout_end", "training_end"]
 
 
 @pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended", "ignore:the training environment was reset")
-@pytest.mark.parametrize("play", [evaluate, play_by_hand])
+@pytest.mark.parametrize("play", [evaluate, play_by_hand, go_on])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_whoever_plays_in_the_training_environment_does_not_change_j(moment, play):
     callback = UseTrainingEnv(moment, play)
@@ -166,24 +171,39 @@ def test_whoever_plays_in_the_training_environment_does_not_change_j(moment, pla
     np.testing.assert_allclose(callback.seen, 10)
 
 
-@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended", "ignore:Evaluation environment is not")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: DummyVecEnv([TenPerEpisode] * 3),
-        lambda: DummyVecEnv([lambda: Monitor(TenPerEpisode())] * 3),
-        lambda: VecNormalize(make_vec_env(TenPerEpisode, n_envs=3)),
-    ],
-    ids=["no monitor", "SB3's monitor", "VecNormalize"],
-)
-def test_that_needs_no_monitor_of_ours(make):
-    callback = UseTrainingEnv("step", play_by_hand)
+class EveryStepTwice(VecEnvWrapper):
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        self.venv.step_wait()
+        return self.venv.step(self.venv.actions)
+
+
+VEC_ENVS = {
+    "no monitor": lambda: DummyVecEnv([TenPerEpisode] * 3),
+    "SB3's monitor": lambda: DummyVecEnv([lambda: Monitor(TenPerEpisode())] * 3),
+    "VecNormalize": lambda: VecNormalize(make_vec_env(TenPerEpisode, n_envs=3)),
+    "processes": lambda: SubprocVecEnv([TenPerEpisode] * 3, start_method="fork"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended", "ignore:the training environment was reset")
+@pytest.mark.parametrize("moment", ["step", "training_end"])
+@pytest.mark.parametrize("play", [play_by_hand, go_on])
+@pytest.mark.parametrize("name", VEC_ENVS)
+def test_that_needs_no_monitor_of_ours(name, play, moment):
+    callback, env = UseTrainingEnv(moment, play), VEC_ENVS[name]()
     shaping = FailurePredictor(horizon=3, coef=0.0)
-    model = CPO("MlpPolicy", make(), 100.0, n_steps=40, batch_size=40, cost_shaping=shaping, seed=0, device="cpu")
+    model = CPO("MlpPolicy", env, 100.0, n_steps=40, batch_size=40, cost_shaping=shaping, seed=0, device="cpu")
+    model.learn(120, callback=callback)
     with pytest.warns(UserWarning, match="training environment was reset"):
-        model.learn(360, callback=callback)
+        model.learn(120, callback=callback, reset_num_timesteps=False)
+    model.learn(120, callback=callback, reset_num_timesteps=False)
+    assert len(callback.seen) == 3
     np.testing.assert_allclose(callback.seen, 10)
     np.testing.assert_allclose(model.cost_estimate.mean, 10)
+    env.close()
 
 
 @pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended")
@@ -194,6 +214,14 @@ def test_nobody_else_no_warning(recwarn):
     model.learn(240, callback=callback, reset_num_timesteps=False)
     assert not [warning for warning in recwarn if "was reset" in str(warning.message)]
     np.testing.assert_allclose(callback.seen, 10)
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended")
+def test_steps_that_a_wrapper_makes_of_one_are_ours(recwarn):
+    model = CPO("MlpPolicy", EveryStepTwice(DummyVecEnv([TenPerEpisode] * 3)), 9.0, n_steps=40, batch_size=40, device="cpu")
+    model.learn(240)
+    assert not [warning for warning in recwarn if "was reset" in str(warning.message)]
+    assert model.cost_estimate.n_episodes > 0
 
 
 @pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended")

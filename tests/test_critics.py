@@ -115,9 +115,7 @@ def test_the_policy_that_acts_is_the_one_that_the_trust_region_holds(algorithm, 
     kwargs = {"features_extractor_class": NoisyExtractor, "share_features_extractor": is_shared, "net_arch": [16]}
     limit = () if algorithm is TRPO else (-3.0,)
     settings = {"n_steps": 48, "batch_size": 16, "n_critic_updates": 5, "seed": 0, "device": "cpu"}
-    model = algorithm(
-        "MlpPolicy", RiskyEnv(), *limit, **settings, policy_kwargs={**kwargs, "normalize_observations": False}
-    )
+    model = algorithm("MlpPolicy", RiskyEnv(), *limit, **settings, policy_kwargs={**kwargs, "normalize_observations": False})
     # From the beginning, its actions depend on the features
     model.policy.action_net.weight.data *= 100
     obs = th.as_tensor(np.random.default_rng(0).uniform(-3, 3, (300, 3)), dtype=th.float32)
