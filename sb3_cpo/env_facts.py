@@ -95,9 +95,10 @@ def shown_last(env: VecEnv) -> list[Any] | None:
 
 
 def is_same(before: list[Any], now: list[Any]) -> bool:
-    """Whether a ``VecEnv`` shows the same: nobody has stepped or reset it."""
-    pairs = zip(before, now, strict=True)
-    return all(one is other or (isinstance(one, np.ndarray) and np.array_equal(one, other)) for one, other in pairs)
+    """Whether a ``VecEnv`` shows the same: nobody has stepped or reset it, and it is not another one."""
+    pairs = zip(before, now, strict=False)
+    is_equal = all(one is other or (isinstance(one, np.ndarray) and np.array_equal(one, other)) for one, other in pairs)
+    return is_equal and len(before) == len(now)
 
 
 @contextmanager

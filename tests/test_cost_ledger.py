@@ -217,6 +217,18 @@ def test_nobody_else_no_warning(recwarn):
 
 
 @pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended")
+def test_an_environment_that_takes_the_place_of_another_begins_anew():
+    model = CPO("MlpPolicy", VEC_ENVS["no monitor"](), 100.0, n_steps=40, batch_size=40, seed=0, device="cpu").learn(120)
+    others = VEC_ENVS["processes"]()
+    others.reset()
+    model.set_env(others, force_reset=False)
+    with pytest.warns(UserWarning, match="training environment was reset"):
+        model.learn(240, reset_num_timesteps=False)
+    np.testing.assert_allclose(model.cost_estimate.mean, 10)
+    others.close()
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended")
 def test_steps_that_a_wrapper_makes_of_one_are_ours(recwarn):
     model = CPO("MlpPolicy", EveryStepTwice(DummyVecEnv([TenPerEpisode] * 3)), 9.0, n_steps=40, batch_size=40, device="cpu")
     model.learn(240)
