@@ -20,7 +20,7 @@ from sb3_cpo.cost_filter import (
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.critics import CriticBatch
-from sb3_cpo.defaults import default_cost_gae_gamma
+from sb3_cpo.defaults import default_cost_gae_gamma, default_n_cost_rollouts
 from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
@@ -89,9 +89,9 @@ class CPO(TrustRegionAlgorithm):
         ``cost_gamma``, which discounts J. Below 1 it trades bias for variance (Schulman et al., 2016, section 3): an action is
         held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps. None: 0.99, at most ``cost_gamma``;
         ``cost_gamma`` itself, as in the paper, where the time limit is below 100 steps, and where ``n_noise_draws`` is 0
-    :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
-        paper's. With few episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by
-        importance ratios, average it out
+    :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. With few
+        episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by importance ratios, average
+        it out. None: 5; 1, as in the paper, where observations are images, and where ``n_noise_draws`` is 0
     :param n_noise_draws: Draws of random signs by which the noise of the gradients is measured: an update then expects of the
         costs only what episodes have in common, and J is filtered over updates. 0: the paper's, which trusts every batch
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors, or standard deviations of the filtered J
@@ -141,7 +141,7 @@ class CPO(TrustRegionAlgorithm):
         cost_gamma: float = 1.0,
         cost_gae_lambda: float = 0.95,
         cost_gae_gamma: float | None = None,
-        n_cost_rollouts: int = 1,
+        n_cost_rollouts: int | None = None,
         n_noise_draws: int = 2,
         cost_confidence: float | None = None,
         cost_margin_lr: float = 0.0,
@@ -186,7 +186,7 @@ class CPO(TrustRegionAlgorithm):
             missing_cost=missing_cost,
             _init_setup_model=False,
         )
-        self.n_cost_rollouts = n_cost_rollouts
+        self.n_cost_rollouts: int = n_cost_rollouts  # type: ignore[assignment]
         self.n_noise_draws = n_noise_draws
         self.cost_confidence = cost_confidence
         self.cost_margin_lr = cost_margin_lr
@@ -198,6 +198,8 @@ class CPO(TrustRegionAlgorithm):
         # The paper's where batches are trusted as they are
         if self.cost_confidence is None and self.n_noise_draws == 0:
             self.cost_confidence = 0.0
+        if self.n_cost_rollouts is None:
+            self.n_cost_rollouts = 1 if self.n_noise_draws == 0 else default_n_cost_rollouts(self.observation_space)
         if self.cost_gae_gamma is None and self.n_noise_draws > 0:
             time_limit = None if self.env is None else max_episode_steps(self.env)
             self.cost_gae_gamma = min(default_cost_gae_gamma(time_limit), self.cost_gamma)

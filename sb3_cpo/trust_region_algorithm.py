@@ -114,7 +114,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
 
         def probe_noise() -> NoiseProbe:
             # Not from torch's generator: actions and minibatches are those of a training without this measurement
-            generator = th.Generator().manual_seed((self.seed or 0) * 2**32 + self.num_timesteps + distributed.rank())
+            generator = th.Generator().manual_seed(self._update_seed)
             signs = [_random_signs(batch.episodes, n_noise_draws, generator) for batch in cost_batches]
             return NoiseProbe(
                 objective=(signs[-1] * old_ratios[-1] * advantages).mean(dim=1),

@@ -57,6 +57,23 @@ def test_an_action_is_responsible_for_a_hundred_steps_or_a_short_episode(length,
 
 
 @pytest.mark.parametrize(
+    ("policy", "kind", "kwargs", "n_cost_rollouts"),
+    [
+        ("MlpPolicy", "box", {}, 5),
+        ("MlpPolicy", "box", {"n_noise_draws": 0}, 1),
+        ("MlpPolicy", "box", {"n_cost_rollouts": 2, "n_noise_draws": 0}, 2),
+        ("CnnPolicy", "image", {}, 1),
+        ("MultiInputPolicy", "dict", {}, 1),  # one of its parts is an image
+    ],
+)
+def test_costs_are_estimated_on_several_rollouts(policy, kind, kwargs, n_cost_rollouts):
+    model = CPO(policy, vec_env(lambda rank: RiskyEnv(kind), 2), 1.0, n_steps=8, batch_size=8, device="cpu", **kwargs)
+    assert model.n_cost_rollouts == n_cost_rollouts
+    model.learn(7 * 16)
+    assert len(model._recent) == n_cost_rollouts
+
+
+@pytest.mark.parametrize(
     ("action_space", "target_kl"),
     [(spaces.Box(-1, 1, (6,)), 0.06), (spaces.Box(-1, 1, (2, 2)), 0.04), (spaces.Discrete(5), 0.01)],
 )
