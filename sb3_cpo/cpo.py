@@ -19,6 +19,7 @@ from sb3_cpo.cost_filter import (
 )
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.cost_surrogates import CostBatch
 from sb3_cpo.critics import CriticBatch
 from sb3_cpo.defaults import default_cost_gae_gamma, default_n_cost_rollouts
 from sb3_cpo.env_facts import max_episode_steps
@@ -27,7 +28,7 @@ from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import names_mistakes
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region import TrustRegionStep
-from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
+from sb3_cpo.trust_region_algorithm import TrustRegionAlgorithm
 from sb3_cpo.watchdog import Watchdog
 
 
