@@ -26,6 +26,16 @@ class CostBatch(NamedTuple):
     """(batch_size, n_costs) the cost critic's targets"""
     episodes: th.Tensor
     """(batch_size,) number of the sample's episode"""
+    n_episodes: int
+    """of all processes"""
+
+
+def newest_with(n_episodes: int, batches: Sequence[CostBatch]) -> list[CostBatch]:
+    """The newest rollouts that together hold so many episodes; all of them where these are fewer."""
+    first = len(batches) - 1
+    while first > 0 and sum(batch.n_episodes for batch in batches[first:]) < n_episodes:
+        first -= 1
+    return list(batches[first:])
 
 
 def surrogates_of(batch: CostBatch, ratio: th.Tensor, signs: th.Tensor) -> th.Tensor:

@@ -1,6 +1,5 @@
 """Constrained Policy Optimization."""
 
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from sb3_cpo.cost_filter import (
 )
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
-from sb3_cpo.cost_surrogates import CostBatch
+from sb3_cpo.cost_surrogates import CostBatch, newest_with
 from sb3_cpo.critics import CriticBatch
-from sb3_cpo.defaults import default_cost_gae_gamma, default_n_cost_rollouts
+from sb3_cpo.defaults import COST_EPISODES, COST_ROLLOUTS, default_cost_gae_gamma, default_n_cost_rollouts
 from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
@@ -92,7 +91,8 @@ class CPO(TrustRegionAlgorithm):
         ``cost_gamma`` itself, as in the paper, where the time limit is below 100 steps, and where ``n_noise_draws`` is 0
     :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. With few
         episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by importance ratios, average
-        it out. None: 5; 1, as in the paper, where observations are images, and where ``n_noise_draws`` is 0
+        it out. None: as many as hold 200 episodes, at most 5; 1, as in the paper, where observations are images, and where
+        ``n_noise_draws`` is 0
     :param n_noise_draws: Draws of random signs by which the noise of the gradients is measured: an update then expects of the
         costs only what episodes have in common, and J is filtered over updates. 0: the paper's, which trusts every batch
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors, or standard deviations of the filtered J
@@ -187,7 +187,7 @@ class CPO(TrustRegionAlgorithm):
             missing_cost=missing_cost,
             _init_setup_model=False,
         )
-        self.n_cost_rollouts: int = n_cost_rollouts  # type: ignore[assignment]
+        self.n_cost_rollouts = n_cost_rollouts
         self.n_noise_draws = n_noise_draws
         self.cost_confidence = cost_confidence
         self.cost_margin_lr = cost_margin_lr
@@ -205,11 +205,11 @@ class CPO(TrustRegionAlgorithm):
             time_limit = None if self.env is None else max_episode_steps(self.env)
             self.cost_gae_gamma = min(default_cost_gae_gamma(time_limit), self.cost_gamma)
         super()._setup_model()
-        self._recent: deque[CostBatch] = deque(maxlen=self.n_cost_rollouts)
+        self._recent: list[CostBatch] = []
 
     def _forget_costs(self) -> None:
         super()._forget_costs()
-        self._recent = deque(maxlen=self.n_cost_rollouts)
+        self._recent = []
         self.filtered_cost: FilteredCost | None = None
         self.confidence = np.full(self.n_costs, FIRST_CONFIDENCE)
         self.margin = CostMargin(self.n_costs)
@@ -217,7 +217,7 @@ class CPO(TrustRegionAlgorithm):
 
     def _forget_episodes(self) -> None:
         super()._forget_episodes()
-        self._recent = deque(maxlen=self.n_cost_rollouts)
+        self._recent = []
 
     @property
     def cost_margin(self) -> np.ndarray:
@@ -229,30 +229,32 @@ class CPO(TrustRegionAlgorithm):
 
     def _training_attributes(self) -> dict[str, Any]:
         # The next update takes no more of them
-        n_needed = self.n_cost_rollouts - 1
-        recent = list(self._recent)[-n_needed:] if n_needed > 0 else []
-        return super()._training_attributes() | {"_recent": deque(recent, maxlen=self.n_cost_rollouts)}
+        n_needed = (self.n_cost_rollouts or COST_ROLLOUTS) - 1
+        return super()._training_attributes() | {"_recent": self._recent[-n_needed:] if n_needed > 0 else []}
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
         violation = self._believed_cost(rollout.cost, rollout.limit) - rollout.limit
 
         # 2. How its cost changes with the policy
-        batch = self._cost_batch(rollout)
-        batches = [*self._recent, batch][-self.n_cost_rollouts :]
+        recent = [*self._recent, self._cost_batch(rollout)]
+        if self.n_cost_rollouts is None:
+            recent = newest_with(COST_EPISODES, recent[-COST_ROLLOUTS:])
+        else:
+            recent = recent[-self.n_cost_rollouts :]
 
         # 3. The step
         if self.cost_margin_lr == 0:
             self.margin = CostMargin(self.n_costs)
         step = self._trust_region_step(
             rollout,
-            batches,
+            recent,
             violation + self.margin.value,
             n_noise_draws=self.n_noise_draws,
         )
 
         # 4. What it teaches
-        self._recent = deque(batches, maxlen=self.n_cost_rollouts)
+        self._recent = recent
         self.margin.update(violation, step, self.cost_margin_lr)
         self._watch(step, violation)
         self.ledger.predicted_change = step.predicted_cost_change
@@ -283,9 +285,10 @@ class CPO(TrustRegionAlgorithm):
 
     def _cost_batch(self, rollout: Rollout) -> CostBatch:
         """
-        The surrogate cost of an episode, ``mean_length * mean(ratio * discount * advantages)``: J is an expectation over
-        episodes, the batch mean one over steps. Without the mean length, the constraint would weigh an episode's violation
-        against one step's change. Centred, but in the units of the costs: their surrogate is compared with J - limit.
+        The surrogate cost of an episode, ``mean_length * mean(ratio * discount * advantages)``: J is an
+        expectation over episodes, the batch mean one over steps. Without the mean length, the constraint would weigh an
+        episode's violation against one step's change. Centred, but in the units of the costs: their surrogate is compared with
+        J - limit.
         """
         samples = rollout.samples
         discounts = samples.cost_discounts
@@ -293,12 +296,19 @@ class CPO(TrustRegionAlgorithm):
             discounts.sum(dim=0)
         )
         advantages = discounts * (samples.cost_advantages - baseline) * rollout.cost.mean_length
+        n_episodes = sum(distributed.gather(int(samples.episodes.unique().numel())))
         return CostBatch(
-            samples.observations, samples.actions, samples.old_log_prob, advantages, samples.cost_returns, samples.episodes
+            samples.observations,
+            samples.actions,
+            samples.old_log_prob,
+            advantages,
+            samples.cost_returns,
+            samples.episodes,
+            n_episodes,
         )
 
     def _fit_critics(self, rollout: Rollout, recent: Any = ()) -> Row:
-        if self.n_cost_rollouts > 1:
+        if len(self._recent) > 1:
             recent = [CriticBatch(batch.observations, batch.returns) for batch in self._recent]
         return super()._fit_critics(rollout, recent)
 

@@ -92,7 +92,7 @@ def fit_critics(
 
     :param actor_params: parameters that stay as they are
     :param recent: rollouts that the cost critic is fitted to; empty: the buffer's
-    :param recent_seed: which of their samples, in which order
+    :param recent_seed: which of their samples, in which order; the same in all processes, which so take the same rollout
     """
     value_head = policy.value_net if isinstance(policy.value_net, StandardizedLinear) else None
     has_costs = has_cost_critic(policy)
@@ -162,9 +162,10 @@ def _critic_features(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.
 
 
 def _minibatch(recent: Sequence[CriticBatch], size: int, generator: np.random.Generator) -> CriticBatch:
-    """So many samples of one of the recent rollouts."""
+    """So many samples of one of the recent rollouts, or all of them."""
     batch = recent[int(generator.integers(len(recent)))]
-    drawn = generator.integers(len(batch.returns), size=size)
+    n_samples = len(batch.returns)
+    drawn = generator.choice(n_samples, size=min(size, n_samples), replace=False)
     indices = th.as_tensor(drawn, device=batch.returns.device)
     return CriticBatch(slice_observations(batch.observations, indices), batch.returns.index_select(0, indices))
 

@@ -31,8 +31,8 @@ FISHER_STATES = 5_000
 KL_PER_DIMENSION, DAMPING_PER_DIMENSION = 0.01, 0.1
 # An action is held responsible for the costs of so many steps
 RESPONSIBLE_STEPS = 100
-# Rollouts that the cost gradients are estimated on
-COST_ROLLOUTS = 5
+# Episodes that the cost gradients are estimated on, and the rollouts that may be needed for them
+COST_EPISODES, COST_ROLLOUTS = 200, 5
 
 
 def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
@@ -98,10 +98,10 @@ def default_cost_gae_gamma(max_episode_steps: int | None) -> float:
     return 1 - 1 / RESPONSIBLE_STEPS
 
 
-def default_n_cost_rollouts(observation_space: spaces.Space) -> int:
-    """1 where observations are images, of which five rollouts fill the memory."""
+def default_n_cost_rollouts(observation_space: spaces.Space) -> int | None:
+    """1 where observations are images, of which five rollouts fill the memory; None: by their episodes."""
     parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
-    return 1 if any(is_image_space(part) for part in parts) else COST_ROLLOUTS
+    return 1 if any(is_image_space(part) for part in parts) else None
 
 
 def n_action_dimensions(action_space: spaces.Space) -> int:

@@ -156,8 +156,8 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
 
     @property
     def _update_seed(self) -> int:
-        """Of random numbers on which no action and no other minibatch may depend: another for each update and process."""
-        return (self.seed or 0) * 2**32 + self.num_timesteps + distributed.rank()
+        """Of random numbers on which no action and no other minibatch may depend: another for each update."""
+        return (self.seed or 0) * 2**32 + self.num_timesteps
 
     def _update_policy(self, rollout: Rollout) -> Row:
         """Change the policy, and say how. Implemented by individual algorithms."""

@@ -81,7 +81,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             mean, variance, n_samples = distributed.moments(advantages)
             advantages = (advantages - mean) / ((variance * n_samples / max(n_samples - 1, 1)).sqrt() + 1e-8)
         # Not from torch's generator: actions and minibatches are those of a training without this measurement
-        generator = th.Generator().manual_seed(self._update_seed)
+        generator = th.Generator().manual_seed(self._update_seed + distributed.rank())
         signs = [cost_surrogates.random_signs(batch.episodes, n_noise_draws, generator) for batch in cost_batches]
         earlier = list(zip(cost_batches, signs, strict=True))[:-1]
         linear = [cost_surrogates.linear_surrogates_of_earlier(self.policy, *pair, actor_params) for pair in earlier]
@@ -117,7 +117,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             return NoiseProbe(
                 objective=(signs[-1] * old_ratio * advantages).mean(dim=1),
                 costs=old_costs[1:],
-                n_episodes=sum(distributed.gather(sum(int(batch.episodes.unique().numel()) for batch in cost_batches))),
+                n_episodes=sum(batch.n_episodes for batch in cost_batches),
             )
 
         return trust_region_step(

@@ -302,10 +302,16 @@ def test_a_margin_is_logged_where_there_is_one(learning_rate):
     assert len(margins) == (2 if learning_rate else 0)
 
 
-def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
-    """The surrogate is the mean over rollouts, each weighted by the ratio of the policies that acted in it."""
-    env = vec_env(lambda rank: RiskyEnv(), 4)
-    model = CPO("MlpPolicy", env, 2.0, n_cost_rollouts=4, **{**KWARGS, **PAPER, **UNNORMALIZED})
+LONGER_AND_LONGER = 8 * (4,) + 4 * (8,) + 2 * (16,) + 2 * (32,)
+
+
+@pytest.mark.parametrize("make", [lambda rank: RiskyEnv(), lambda rank: ScriptedEnv(rank, LONGER_AND_LONGER)])
+def test_earlier_rollouts_lend_the_surrogate_their_ratios(make, seen):
+    """
+    The surrogate is the mean over rollouts, each weighted by the ratio of the policies that acted in it, and with the length
+    that its episodes had.
+    """
+    model = CPO("MlpPolicy", vec_env(make, 4), 2.0, n_cost_rollouts=4, **{**KWARGS, **PAPER, **UNNORMALIZED})
     data = []
     for n_rollouts in (1, 2, 3, 4, 4):
         model.learn(128, reset_num_timesteps=False)
@@ -316,7 +322,7 @@ def test_earlier_rollouts_lend_the_surrogate_their_ratios(seen):
         expected = 0.0
         with th.no_grad():
             for obs, actions, old_log_prob, advantages in data[-n_rollouts:]:
-                ratio = (model.policy.get_distribution(obs).log_prob(actions) - old_log_prob).exp()
+                ratio = (model.policy.get_distribution(obs).log_prob(actions) - old_log_prob).exp().clamp(max=10)
                 expected += (ratio * advantages).mean().item() / n_rollouts
         np.testing.assert_allclose(seen[-1]["after"].costs.item(), expected, rtol=1e-3, atol=1e-4)
 
