@@ -47,6 +47,15 @@ def first_filtered_cost(mean: np.ndarray, standard_error: np.ndarray) -> Filtere
     return FilteredCost(np.array(mean, dtype=np.float64), variance, variance.copy())
 
 
+def predict_cost(before: FilteredCost, predicted_change: np.ndarray) -> FilteredCost:
+    """
+    One update, and a rollout that has not measured its effect: no episode ended.
+
+    :param predicted_change: (n_costs,) change of J that the update expected
+    """
+    return FilteredCost(before.mean + predicted_change, before.variance + before.process_noise, before.process_noise)
+
+
 def filter_cost(
     before: FilteredCost, predicted_change: np.ndarray, mean: np.ndarray, standard_error: np.ndarray
 ) -> FilteredCost:

@@ -15,12 +15,19 @@ from sb3_cpo.cost_filter import (
     adapt_confidence,
     filter_cost,
     first_filtered_cost,
+    predict_cost,
 )
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cost_surrogates import CostBatch, newest_with
 from sb3_cpo.critics import CriticBatch
-from sb3_cpo.defaults import COST_EPISODES, COST_ROLLOUTS, default_cost_gae_gamma, default_n_cost_rollouts
+from sb3_cpo.defaults import (
+    COST_EPISODES,
+    COST_ROLLOUTS,
+    UNKNOWN_EPISODE,
+    default_cost_gae_gamma,
+    default_n_cost_rollouts,
+)
 from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
@@ -262,6 +269,8 @@ class CPO(TrustRegionAlgorithm):
 
     def _believed_cost(self, cost: CostEstimate, limit: np.ndarray) -> np.ndarray:
         """(n_costs,) J that the constraints are about: filtered where predictions can be trusted, and on the safe side."""
+        if cost.n_episodes == 0:
+            return self._guessed_cost(cost)
         if self.n_noise_draws == 0:
             # No standard error is known from a single episode, and nothing is added
             return cost.mean + float(self.cost_confidence or 0.0) * np.nan_to_num(cost.standard_error)
@@ -275,6 +284,16 @@ class CPO(TrustRegionAlgorithm):
         if self.cost_confidence is not None:
             self.confidence = np.full(self.n_costs, self.cost_confidence)
         return self.filtered_cost.mean + self.confidence * self.filtered_cost.deviation
+
+    def _guessed_cost(self, cost: CostEstimate) -> np.ndarray:
+        """(n_costs,) where no episode ended: what those in progress let one fear. A guess teaches the filter nothing."""
+        # How long an episode is may be known to nobody
+        guess = cost.mean if cost.is_length_known else np.maximum(cost.mean, cost.mean * UNKNOWN_EPISODE / cost.mean_length)
+        if self.filtered_cost is None:
+            return guess
+        if self.ledger.predicted_change is not None:
+            self.filtered_cost = predict_cost(self.filtered_cost, self.ledger.predicted_change)
+        return np.maximum(guess, self.filtered_cost.mean + self.confidence * self.filtered_cost.deviation)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""

@@ -35,9 +35,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
     The cost critic is fitted to standardised targets (an episode's cost may be 0.1 or 1000); :meth:`predict_cost_values` gives
     values in units of the cost.
 
-    :param log_std_init: Logarithm of the first standard deviation of the actions, in their unit, as in SB3. None: half of the
-        way from the centre of an action's range to its ends, and means begin at the centre and are learned in the unit of the
-        range. (With gSDE, and where actions have no range: SB3's.)
+    :param log_std_init: Logarithm of the first standard deviation of the actions, in their unit, as in SB3. None: by the
+        range of an action, half of the way from its centre to its ends, more with fewer than six dimensions; means begin at
+        the centre and are learned in the unit of the range. (With gSDE, and where actions have no range: SB3's.)
     :param n_costs: Number of constraints. The algorithm fills it in. With 0 there is no cost critic.
     :param normalize_observations: Standardise observations by their running mean and variance, which are part of the policy's
         parameters. The algorithm fills it in: it does where the observations are vectors and no ``VecNormalize`` does

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sb3_cpo.cost_filter import FilteredCost, adapt_confidence, filter_cost, first_filtered_cost
+from sb3_cpo.cost_filter import FilteredCost, adapt_confidence, filter_cost, first_filtered_cost, predict_cost
 
 
 def simulate(n_updates, error=3.0, drift=0.0, sigma=1.0, unit=1.0, seed=0):
@@ -55,6 +55,12 @@ def test_one_update_by_hand():
     np.testing.assert_allclose(after.mean, 8.5 + gain * 3.5)
     np.testing.assert_allclose(after.variance, (1 - gain) * 3)
     np.testing.assert_allclose(after.process_noise, 0.9 * 2 + 0.1 * max(3.5**2 - 9, 0.05 * 9))
+
+
+def test_without_a_measurement_there_is_the_prediction_and_no_surprise():
+    before = FilteredCost(np.array([10.0]), np.array([1.0]), np.array([2.0]))
+    after = predict_cost(predict_cost(before, np.array([-1.5])), np.array([0.25]))
+    np.testing.assert_allclose(np.concatenate(after), [8.75, 5.0, 2.0])
 
 
 def test_an_unknown_error_counts_as_much_as_the_prediction():

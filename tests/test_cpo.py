@@ -270,6 +270,34 @@ def test_by_default_the_distance_from_the_limit_is_learned_and_goes_on_after_loa
     np.testing.assert_allclose(loaded.confidence, 0.5)
 
 
+@pytest.mark.parametrize("n_noise_draws", [0, 2])
+@pytest.mark.parametrize("kind", ["constant", "early"])
+@pytest.mark.filterwarnings("ignore:no episode ended")
+def test_a_limit_is_never_believed_kept_because_no_episode_ended(n_noise_draws, kind, seen):
+    """Five rollouts per episode of unknown length, whose cost is 40: a limit of 20 is exceeded in all of them."""
+    cost = {"constant": lambda rank, t: 1.0, "early": lambda rank, t: 8.0 * (t % 40 < 5)}[kind]
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(40,), cost=cost), 2)
+    kwargs = {**KWARGS, "n_steps": 8, "batch_size": 16, "n_noise_draws": n_noise_draws}
+    CPO("MlpPolicy", env, 20.0, **kwargs).learn(16 * 16)
+    assert len(seen) == 16
+    assert min(call["violation"][0] for call in seen) >= 15
+    if n_noise_draws == 0:
+        np.testing.assert_allclose([seen[update]["violation"][0] for update in (4, 9, 14)], 20.0)
+
+
+@pytest.mark.filterwarnings("ignore:no episode ended")
+def test_a_rollout_in_which_no_episode_ended_teaches_the_filter_nothing():
+    """All that an episode costs comes at once: what is feared in between is no surprise that updates have caused."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(40,), cost=lambda rank, t: 40.0 * (t % 40 == 0)), 2)
+    model = CPO("MlpPolicy", env, 1e6, **{**KWARGS, "n_steps": 8, "batch_size": 16})
+    model.learn(16 * 4)
+    assert model.filtered_cost is None
+    model.learn(16 * 11, reset_num_timesteps=False)
+    # Every episode costs 40, of which all is known
+    np.testing.assert_allclose(model.filtered_cost.mean, 40.0)
+    assert model.filtered_cost.deviation < 10
+
+
 def test_a_distance_that_is_given_stays(seen):
     env = vec_env(lambda rank: RiskyEnv(), 4)
     model = CPO("MlpPolicy", env, 0.5, cost_confidence=1.5, **KWARGS).learn(128 * 3)
