@@ -9,8 +9,7 @@ from resuming import with_rows
 from stable_baselines3.common.callbacks import BaseCallback
 from toy_envs import KnapsackEnv, RiskyEnv, ScriptedEnv, vec_env
 
-from sb3_cpo import CPO, TRPO, cost_surrogates, log_keys, trust_region_algorithm, watchdog
-from sb3_cpo.fisher import flat_grad
+from sb3_cpo import CPO, TRPO, log_keys, trust_region_algorithm, watchdog
 from sb3_cpo.trust_region import trust_region_step
 
 SMALL = {"net_arch": [8]}
@@ -354,35 +353,6 @@ def test_earlier_rollouts_lend_the_surrogate_their_ratios(make, seen):
                 ratio = (model.policy.get_distribution(obs).log_prob(actions) - old_log_prob).exp().clamp(max=10)
                 expected += (ratio * advantages).mean().item() / n_rollouts
         np.testing.assert_allclose(seen[-1]["after"].costs.item(), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_ratios_of_earlier_rollouts_are_truncated_and_those_of_this_one_are_not():
-    model = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 4), 2.0, n_cost_rollouts=2, **KWARGS)
-    model.learn(2 * 128)
-    data = model._recent[0]
-    ones = data._replace(advantages=th.ones_like(data.advantages))
-    no_signs = th.zeros(0, len(data.actions))
-    with th.no_grad():
-        log_prob = model.policy.get_distribution(data.observations).log_prob(data.actions)
-        # A ratio of e^5 in every sample of the earlier rollout, of 20 in this one
-        earlier = cost_surrogates.surrogates_of_earlier(model.policy, ones._replace(old_log_prob=log_prob - 5.0), no_signs)
-        present = cost_surrogates.surrogates_of(ones, th.full_like(log_prob, 20.0), no_signs)
-    np.testing.assert_allclose([earlier.item(), present.item()], [10, 20], rtol=1e-5)
-
-
-def test_gradients_on_earlier_rollouts_are_taken_one_rollout_at_a_time():
-    """Same values and gradients as through one graph, with signs and without; the graph itself is gone."""
-    model = CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(n_costs=2), 4), [2.0, 3.0], n_cost_rollouts=2, **KWARGS)
-    model.learn(3 * 128)
-    batch, params = model._recent[0], list(model.policy.mlp_extractor.policy_net.parameters())
-    signs = cost_surrogates.random_signs(batch.episodes, 3, th.Generator().manual_seed(0))
-    direct = cost_surrogates.surrogates_of_earlier(model.policy, batch, signs)
-    linear = cost_surrogates.linear_surrogates_of_earlier(model.policy, batch, signs, params)
-    assert direct.shape == (4, 2)
-    th.testing.assert_close(linear, direct)
-    for ours, reference in zip(linear.flatten(), direct.flatten(), strict=True):
-        th.testing.assert_close(flat_grad(ours, params), flat_grad(reference, params))
-    assert flat_grad(direct[0, 0], params).norm() > 1e-4
 
 
 @pytest.mark.parametrize("n_rollouts", [1, 2, 3])
