@@ -13,6 +13,7 @@ from sb3_cpo.cost_filter import (
     FIRST_CONFIDENCE,
     FilteredCost,
     adapt_confidence,
+    bound_process_noise,
     filter_cost,
     first_filtered_cost,
     predict_cost,
@@ -278,7 +279,8 @@ class CPO(TrustRegionAlgorithm):
             self.filtered_cost = first_filtered_cost(cost.mean, cost.standard_error)
         else:
             expected = self.filtered_cost.mean + self.ledger.predicted_change
-            self.filtered_cost = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
+            filtered = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
+            self.filtered_cost = bound_process_noise(filtered, limit)
             if self.cost_confidence is None:
                 self.confidence = adapt_confidence(self.confidence, self.filtered_cost, expected, cost.mean, limit)
         if self.cost_confidence is not None:
