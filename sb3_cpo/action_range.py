@@ -11,6 +11,8 @@ from torch import nn
 FIRST_VARIANCE = 1.5
 # but each has one in these bounds: 84 % of the actions that are drawn lie within the range at the upper one, 95 % at the lower
 LEAST_VARIANCE, LARGEST_VARIANCE = 0.25, 0.5
+# Of a half range: the squares of smaller and larger ones leave single precision. Such bounds stand for none
+LEAST_RANGE, LARGEST_RANGE = 1e-15, 1e15
 
 
 class RangeLinear(nn.Linear):
@@ -59,9 +61,8 @@ class ActionRange(NamedTuple):
 def action_range(space: spaces.Box) -> ActionRange:
     """What the bounds of the actions say. Without a bound on both sides: centre 0, half range 1 and deviation 1, as in SB3."""
     low, high = space.low.astype(np.float64).flatten(), space.high.astype(np.float64).flatten()
-    # Bounds that stand for none are as large as a float can be
-    largest = np.finfo(np.float32).max / 2
-    is_bounded = (low > -largest) & (high < largest) & (high > low)
+    half_range = (high - low) / 2
+    is_bounded = (half_range >= LEAST_RANGE) & (half_range <= LARGEST_RANGE)
     low, high = np.where(is_bounded, low, -1.0), np.where(is_bounded, high, 1.0)
     centre, half_range = (low + high) / 2, (high - low) / 2
     share = np.sqrt(np.clip(FIRST_VARIANCE / len(low), LEAST_VARIANCE, LARGEST_VARIANCE))

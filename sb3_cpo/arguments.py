@@ -48,7 +48,7 @@ RULES = (
     Rule(lambda value: 0 < value < 1, "must lie in (0, 1)", ("line_search_shrinking_factor",)),
 )
 # None means that the algorithm chooses
-OPTIONAL = ("cost_gae_gamma", "cost_confidence")
+OPTIONAL = ("cost_gae_gamma", "cost_confidence", "n_cost_rollouts")
 WHOLE_NUMBERS = (
     "n_steps",
     "batch_size",

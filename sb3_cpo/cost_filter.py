@@ -47,6 +47,26 @@ def first_filtered_cost(mean: np.ndarray, standard_error: np.ndarray) -> Filtere
     return FilteredCost(np.array(mean, dtype=np.float64), variance, variance.copy())
 
 
+def bound_process_noise(filtered: FilteredCost, limit: np.ndarray) -> FilteredCost:
+    """
+    What an update adds by chance is at most J itself, or its limit: a policy that has come down from far above it has large
+    changes behind it, and none as large before it.
+
+    :param limit: (n_costs,)
+    """
+    largest = np.maximum(np.abs(filtered.mean), np.abs(limit)) ** 2
+    return filtered._replace(process_noise=np.minimum(filtered.process_noise, largest))
+
+
+def predict_cost(before: FilteredCost, predicted_change: np.ndarray) -> FilteredCost:
+    """
+    One update, and a rollout that has not measured its effect: no episode ended.
+
+    :param predicted_change: (n_costs,) change of J that the update expected
+    """
+    return FilteredCost(before.mean + predicted_change, before.variance + before.process_noise, before.process_noise)
+
+
 def filter_cost(
     before: FilteredCost, predicted_change: np.ndarray, mean: np.ndarray, standard_error: np.ndarray
 ) -> FilteredCost:

@@ -1,5 +1,6 @@
 """SB3's model for problems with costs: its arguments and attributes."""
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -167,7 +168,13 @@ class CostModel(OnPolicyAlgorithm):
         """Whether the policy does it: where no ``VecNormalize`` did when the model was made. Saved with the model."""
         vec_normalize = self.get_vec_normalize_env()
         is_done_outside = vec_normalize is not None and vec_normalize.norm_obs
-        return vars(self).setdefault("normalize_observations", not is_done_outside)
+        is_done_inside: bool = vars(self).setdefault("normalize_observations", not is_done_outside)
+        if is_done_inside and is_done_outside:
+            warnings.warn(
+                "this model was made without VecNormalize and standardises observations itself: it will now see them "
+                "standardised twice. Load it with an environment without VecNormalize, or with norm_obs=False there"
+            )
+        return is_done_inside
 
     def _forget_costs(self) -> None:
         """What was counted before training began anew, or of other costs."""

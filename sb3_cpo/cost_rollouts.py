@@ -20,10 +20,10 @@ from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.env_facts import (
     check_finite,
     count_steps,
-    episode_length,
     innermost,
     is_same,
     is_wrapped,
+    max_episode_steps,
     monitor_steps,
     name_env,
     notice_resets,
@@ -250,7 +250,7 @@ class CostRollouts(SavedModel):
         before = ledger.estimate
         # Asked only where it is needed: environments may be other processes
         has_ended = any(distributed.gather(bool(buffer.is_counted.any())))
-        length = None if has_ended else episode_length(env)
+        length = None if has_ended else max_episode_steps(env)
         estimate = ledger.close_rollout(cut_values, length, self.cost_estimator)
         is_known = estimate.n_episodes > 0
         if not is_known and self.n_costs > 0 and (before is None or before.n_episodes > 0):

@@ -1,6 +1,5 @@
 """Constrained Policy Optimization."""
 
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,29 @@ from sb3_cpo.cost_filter import (
     FIRST_CONFIDENCE,
     FilteredCost,
     adapt_confidence,
+    bound_process_noise,
     filter_cost,
     first_filtered_cost,
+    predict_cost,
 )
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
+from sb3_cpo.cost_surrogates import CostBatch, newest_with
 from sb3_cpo.critics import CriticBatch
-from sb3_cpo.defaults import default_cost_gae_gamma
+from sb3_cpo.defaults import (
+    COST_EPISODES,
+    COST_ROLLOUTS,
+    UNKNOWN_EPISODE,
+    default_cost_gae_gamma,
+    default_n_cost_rollouts,
+)
 from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import names_mistakes
 from sb3_cpo.on_policy_algorithm import Rollout
 from sb3_cpo.trust_region import TrustRegionStep
-from sb3_cpo.trust_region_algorithm import CostBatch, TrustRegionAlgorithm
+from sb3_cpo.trust_region_algorithm import TrustRegionAlgorithm
 from sb3_cpo.watchdog import Watchdog
 
 
@@ -89,9 +97,10 @@ class CPO(TrustRegionAlgorithm):
         ``cost_gamma``, which discounts J. Below 1 it trades bias for variance (Schulman et al., 2016, section 3): an action is
         held responsible for the costs of the next 1 / (1 - cost_gae_gamma) steps. None: 0.99, at most ``cost_gamma``;
         ``cost_gamma`` itself, as in the paper, where the time limit is below 100 steps, and where ``n_noise_draws`` is 0
-    :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. 1 is the
-        paper's. With few episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by
-        importance ratios, average it out
+    :param n_cost_rollouts: Rollouts, this one included, whose data make the cost surrogates and fit the cost critic. With few
+        episodes in a rollout, a step is mostly fitted to their noise; earlier rollouts, weighted by importance ratios, average
+        it out. None: as many as hold 200 episodes, at most 5; 1, as in the paper, where observations are images, and where
+        ``n_noise_draws`` is 0
     :param n_noise_draws: Draws of random signs by which the noise of the gradients is measured: an update then expects of the
         costs only what episodes have in common, and J is filtered over updates. 0: the paper's, which trusts every batch
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors, or standard deviations of the filtered J
@@ -141,7 +150,7 @@ class CPO(TrustRegionAlgorithm):
         cost_gamma: float = 1.0,
         cost_gae_lambda: float = 0.95,
         cost_gae_gamma: float | None = None,
-        n_cost_rollouts: int = 1,
+        n_cost_rollouts: int | None = None,
         n_noise_draws: int = 2,
         cost_confidence: float | None = None,
         cost_margin_lr: float = 0.0,
@@ -198,15 +207,17 @@ class CPO(TrustRegionAlgorithm):
         # The paper's where batches are trusted as they are
         if self.cost_confidence is None and self.n_noise_draws == 0:
             self.cost_confidence = 0.0
+        if self.n_cost_rollouts is None:
+            self.n_cost_rollouts = 1 if self.n_noise_draws == 0 else default_n_cost_rollouts(self.observation_space)
         if self.cost_gae_gamma is None and self.n_noise_draws > 0:
             time_limit = None if self.env is None else max_episode_steps(self.env)
             self.cost_gae_gamma = min(default_cost_gae_gamma(time_limit), self.cost_gamma)
         super()._setup_model()
-        self._recent: deque[CostBatch] = deque(maxlen=self.n_cost_rollouts)
+        self._recent: list[CostBatch] = []
 
     def _forget_costs(self) -> None:
         super()._forget_costs()
-        self._recent = deque(maxlen=self.n_cost_rollouts)
+        self._recent = []
         self.filtered_cost: FilteredCost | None = None
         self.confidence = np.full(self.n_costs, FIRST_CONFIDENCE)
         self.margin = CostMargin(self.n_costs)
@@ -214,7 +225,7 @@ class CPO(TrustRegionAlgorithm):
 
     def _forget_episodes(self) -> None:
         super()._forget_episodes()
-        self._recent = deque(maxlen=self.n_cost_rollouts)
+        self._recent = []
 
     @property
     def cost_margin(self) -> np.ndarray:
@@ -226,30 +237,32 @@ class CPO(TrustRegionAlgorithm):
 
     def _training_attributes(self) -> dict[str, Any]:
         # The next update takes no more of them
-        n_needed = self.n_cost_rollouts - 1
-        recent = list(self._recent)[-n_needed:] if n_needed > 0 else []
-        return super()._training_attributes() | {"_recent": deque(recent, maxlen=self.n_cost_rollouts)}
+        n_needed = (self.n_cost_rollouts or COST_ROLLOUTS) - 1
+        return super()._training_attributes() | {"_recent": self._recent[-n_needed:] if n_needed > 0 else []}
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
         violation = self._believed_cost(rollout.cost, rollout.limit) - rollout.limit
 
         # 2. How its cost changes with the policy
-        batch = self._cost_batch(rollout)
-        batches = [*self._recent, batch][-self.n_cost_rollouts :]
+        recent = [*self._recent, self._cost_batch(rollout)]
+        if self.n_cost_rollouts is None:
+            recent = newest_with(COST_EPISODES, recent[-COST_ROLLOUTS:])
+        else:
+            recent = recent[-self.n_cost_rollouts :]
 
         # 3. The step
         if self.cost_margin_lr == 0:
             self.margin = CostMargin(self.n_costs)
         step = self._trust_region_step(
             rollout,
-            batches,
+            recent,
             violation + self.margin.value,
             n_noise_draws=self.n_noise_draws,
         )
 
         # 4. What it teaches
-        self._recent = deque(batches, maxlen=self.n_cost_rollouts)
+        self._recent = recent
         self.margin.update(violation, step, self.cost_margin_lr)
         self._watch(step, violation)
         self.ledger.predicted_change = step.predicted_cost_change
@@ -257,6 +270,8 @@ class CPO(TrustRegionAlgorithm):
 
     def _believed_cost(self, cost: CostEstimate, limit: np.ndarray) -> np.ndarray:
         """(n_costs,) J that the constraints are about: filtered where predictions can be trusted, and on the safe side."""
+        if cost.n_episodes == 0:
+            return self._guessed_cost(cost)
         if self.n_noise_draws == 0:
             # No standard error is known from a single episode, and nothing is added
             return cost.mean + float(self.cost_confidence or 0.0) * np.nan_to_num(cost.standard_error)
@@ -264,12 +279,23 @@ class CPO(TrustRegionAlgorithm):
             self.filtered_cost = first_filtered_cost(cost.mean, cost.standard_error)
         else:
             expected = self.filtered_cost.mean + self.ledger.predicted_change
-            self.filtered_cost = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
+            filtered = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
+            self.filtered_cost = bound_process_noise(filtered, limit)
             if self.cost_confidence is None:
                 self.confidence = adapt_confidence(self.confidence, self.filtered_cost, expected, cost.mean, limit)
         if self.cost_confidence is not None:
             self.confidence = np.full(self.n_costs, self.cost_confidence)
         return self.filtered_cost.mean + self.confidence * self.filtered_cost.deviation
+
+    def _guessed_cost(self, cost: CostEstimate) -> np.ndarray:
+        """(n_costs,) where no episode ended: what those in progress let one fear. A guess teaches the filter nothing."""
+        # How long an episode is may be known to nobody
+        guess = cost.mean if cost.is_length_known else np.maximum(cost.mean, cost.mean * UNKNOWN_EPISODE / cost.mean_length)
+        if self.filtered_cost is None:
+            return guess
+        if self.ledger.predicted_change is not None:
+            self.filtered_cost = predict_cost(self.filtered_cost, self.ledger.predicted_change)
+        return np.maximum(guess, self.filtered_cost.mean + self.confidence * self.filtered_cost.deviation)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""
@@ -280,9 +306,10 @@ class CPO(TrustRegionAlgorithm):
 
     def _cost_batch(self, rollout: Rollout) -> CostBatch:
         """
-        The surrogate cost of an episode, ``mean_length * mean(ratio * discount * advantages)``: J is an expectation over
-        episodes, the batch mean one over steps. Without the mean length, the constraint would weigh an episode's violation
-        against one step's change. Centred, but in the units of the costs: their surrogate is compared with J - limit.
+        The surrogate cost of an episode, ``mean_length * mean(ratio * discount * advantages)``: J is an
+        expectation over episodes, the batch mean one over steps. Without the mean length, the constraint would weigh an
+        episode's violation against one step's change. Centred, but in the units of the costs: their surrogate is compared with
+        J - limit.
         """
         samples = rollout.samples
         discounts = samples.cost_discounts
@@ -290,12 +317,19 @@ class CPO(TrustRegionAlgorithm):
             discounts.sum(dim=0)
         )
         advantages = discounts * (samples.cost_advantages - baseline) * rollout.cost.mean_length
+        n_episodes = sum(distributed.gather(int(samples.episodes.unique().numel())))
         return CostBatch(
-            samples.observations, samples.actions, samples.old_log_prob, advantages, samples.cost_returns, samples.episodes
+            samples.observations,
+            samples.actions,
+            samples.old_log_prob,
+            advantages,
+            samples.cost_returns,
+            samples.episodes,
+            n_episodes,
         )
 
     def _fit_critics(self, rollout: Rollout, recent: Any = ()) -> Row:
-        if self.n_cost_rollouts > 1:
+        if len(self._recent) > 1:
             recent = [CriticBatch(batch.observations, batch.returns) for batch in self._recent]
         return super()._fit_critics(rollout, recent)
 

@@ -103,12 +103,14 @@ def fit_critics(
     batch_size: int,
     n_epochs: int,
     recent: Sequence[CriticBatch] = (),
+    recent_seed: int = 0,
 ) -> CriticLosses:
     """
     Fit reward and cost critic in one loop over minibatches.
 
     :param actor_params: parameters that stay as they are
     :param recent: rollouts that the cost critic is fitted to; empty: the buffer's
+    :param recent_seed: which of their samples, in which order; the same in all processes
     """
     value_head = policy.value_net if isinstance(policy.value_net, StandardizedLinear) else None
     has_costs = has_cost_critic(policy)
@@ -124,6 +126,9 @@ def fit_critics(
         observations, predict_values = features, lambda batch: policy.value_net(policy.mlp_extractor.forward_critic(batch))
         if not recent:
             predict_costs = policy.predict_standardised_from_features
+    # Not SB3's generator: the minibatches of the reward critic, and the actions to come, are as without costs.
+    # Processes choose the same rollout, however many samples each of them has
+    choose, draw = np.random.default_rng(recent_seed).spawn(2)
     value_losses, cost_losses = [], []
     for _ in range(n_epochs):
         # From the generator that SB3 seeds, and draws its minibatches with
@@ -136,7 +141,7 @@ def fit_critics(
                 # In units of the standard deviation, as if the head were fitted to standardised returns
                 loss = loss / value_head.std[0] ** 2
             if has_costs:
-                batch = _minibatch(recent, len(indices)) if recent else batch
+                batch = _minibatch(recent[int(choose.integers(len(recent)))], len(indices), draw) if recent else batch
                 cost_values_pred = predict_costs(batch.observations)
                 targets = policy.standardise_costs(batch.returns)  # type: ignore[operator]
                 # Mean over samples, sum over constraints: one constraint learns no slower for the presence of another
@@ -175,10 +180,10 @@ def _critic_features(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.
     return th.cat([BaseModel.extract_features(policy, chunk, policy.vf_features_extractor) for chunk in chunks])
 
 
-def _minibatch(recent: Sequence[CriticBatch], size: int) -> CriticBatch:
-    """So many samples of one of the recent rollouts."""
-    batch = recent[np.random.randint(len(recent))]  # noqa: NPY002
-    drawn = np.random.randint(len(batch.returns), size=size)  # noqa: NPY002
+def _minibatch(batch: CriticBatch, size: int, generator: np.random.Generator) -> CriticBatch:
+    """So many samples of a rollout, or all of them."""
+    n_samples = len(batch.returns)
+    drawn = generator.choice(n_samples, size=min(size, n_samples), replace=False)
     indices = th.as_tensor(drawn, device=batch.returns.device)
     return CriticBatch(slice_observations(batch.observations, indices), batch.returns.index_select(0, indices))
 

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_cpo import distributed
@@ -30,6 +31,8 @@ FISHER_STATES = 5_000
 KL_PER_DIMENSION, DAMPING_PER_DIMENSION = 0.01, 0.1
 # An action is held responsible for the costs of so many steps
 RESPONSIBLE_STEPS = 100
+# Episodes that the cost gradients are estimated on, and the rollouts that may be needed for them
+COST_EPISODES, COST_ROLLOUTS = 200, 5
 
 
 def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
@@ -93,6 +96,12 @@ def default_cost_gae_gamma(max_episode_steps: int | None) -> float:
     if max_episode_steps is not None and max_episode_steps < RESPONSIBLE_STEPS:
         return 1.0
     return 1 - 1 / RESPONSIBLE_STEPS
+
+
+def default_n_cost_rollouts(observation_space: spaces.Space) -> int | None:
+    """1 where observations are images, of which five rollouts fill the memory; None: by their episodes."""
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    return 1 if any(is_image_space(part) for part in parts) else None
 
 
 def n_action_dimensions(action_space: spaces.Space) -> int:

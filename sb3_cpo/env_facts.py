@@ -65,15 +65,6 @@ def max_episode_steps(env: VecEnv) -> int | None:
     return int(steps) if isinstance(steps, int | np.integer) and not isinstance(steps, bool) else None
 
 
-def episode_length(env: VecEnv) -> float | None:
-    """How long an episode may become: its time limit, else what monitors saw of those that ended; None: nobody knows."""
-    limit = max_episode_steps(env)
-    if limit is not None:
-        return limit
-    lengths = _attribute(env, "episode_lengths")
-    return float(np.mean(lengths[-100:])) if isinstance(lengths, list) and lengths else None
-
-
 def monitor_steps(env: VecEnv) -> list[int] | None:
     """Steps that the monitor of each copy has counted since it was made; None: there are none."""
     try:

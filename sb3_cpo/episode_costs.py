@@ -1,6 +1,6 @@
 """The mean cost of an episode under the current policy, from the episodes that ended in one rollout. Numpy only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ class CostEstimate(NamedTuple):
     """Steps of an episode."""
     stale_share: float
     """Share of these episodes' steps that were played before this rollout, by older policies."""
+    is_length_known: bool = True
+    """False: no episode has ever ended and there is no time limit; J is at least ``mean``, nobody knows how much more."""
 
 
 class EndedEpisodes(NamedTuple):
@@ -53,17 +55,22 @@ class EpisodeCosts:
     :param gamma: discount factor of the costs
     """
 
+    _ended_before: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = ()
+    """The episodes that ended in the last rollout in which any did, before this one."""
+
     def __init__(self, n_envs: int, n_costs: int, gamma: float = 1.0):
         self.gamma = gamma
         self.sums = np.zeros((n_envs, n_costs))
         self.discounts = np.ones((n_envs, 1))
         self.lengths = np.zeros(n_envs, dtype=np.int64)
+        self._ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.start_rollout()
 
     def start_rollout(self) -> None:
         """Forget the episodes that have ended; those in progress go on."""
         self._stale_lengths = self.lengths.copy()
-        self._ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._ended_before = self._ended or self._ended_before
+        self._ended = []
 
     def add(self, costs: np.ndarray, dones: np.ndarray, is_counted: np.ndarray | None = None) -> None:
         """
@@ -101,7 +108,8 @@ class EpisodeCosts:
         together = EpisodeCosts(sum(len(own.sums) for own in everybody), self.sums.shape[1], self.gamma)
         for name in ("sums", "discounts", "lengths", "_stale_lengths"):
             setattr(together, name, np.concatenate([getattr(own, name) for own in everybody]))
-        together._ended = [ended for own in everybody for ended in own._ended]
+        for name in ("_ended", "_ended_before"):
+            setattr(together, name, [ended for own in everybody for ended in getattr(own, name)])
         return together
 
     @property
@@ -124,27 +132,40 @@ class EpisodeCosts:
         :param estimator: what J is of the episodes that ended
         """
         if not self._ended:
-            return self._extrapolate(cut_values, max_episode_steps)
-        ended = EndedEpisodes(self.episodes, np.concatenate([lengths for _, lengths, _ in self._ended]))
+            return self._extrapolate(cut_values, max_episode_steps, estimator)
+        ended = _together(self._ended)
         mean, error = estimator(ended)
         stale = np.concatenate([stale for _, _, stale in self._ended])
         return CostEstimate(
             mean, error, len(ended.costs), float(ended.lengths.mean()), float(stale.sum() / ended.lengths.sum())
         )
 
-    def _extrapolate(self, cut_values: np.ndarray | None, max_episode_steps: float | None) -> CostEstimate:
+    def _extrapolate(
+        self, cut_values: np.ndarray | None, max_episode_steps: float | None, estimator: CostEstimator
+    ) -> CostEstimate:
         """
-        No episode ended. The episodes in progress have cost something so far; what is left of them, up to the time limit, is
-        taken to cost as much per step. Where no time limit is known, it is what the critic says: nobody else knows how long an
-        episode is. A critic that says more than the rate so far is believed too, one that says less is not: it may be
-        untrained, and this estimate must not be too low by construction.
+        No episode ended. The episodes in progress have cost something so far; what is left of them, up to the time limit, or
+        the length of those that ended last, is taken to cost as much per step. Before any has ended, and without a time limit,
+        it is what the critic says: nobody else knows how long an episode is. A critic that says more than the rate so far is
+        believed too, one that says less is not: it may be untrained, and this estimate must not be too low by construction.
+        For the same reason it is not below J of the episodes that ended last: costs may come late in an episode.
         """
-        length = float(max_episode_steps or max(self.lengths.mean(), 1.0))
+        before = _together(self._ended_before) if self._ended_before else None
+        known_length = max_episode_steps or (None if before is None else before.lengths.mean())
+        length = float(known_length or max(self.lengths.mean(), 1.0))
         cost_per_step = self.sums.sum(axis=0) / max(float(np.sum(self._discounted(self.lengths))), 1.0)
         left = np.maximum(length - self.lengths, 0.0)
         to_come = np.asarray(self._discounted(left))[:, None] * cost_per_step
         if cut_values is not None:
             to_come = np.maximum(to_come, cut_values)
         mean = (self.sums + self.discounts * to_come).mean(axis=0)
+        if before is not None:
+            mean = np.maximum(mean, estimator(before)[0])
         stale_share = float(self._stale_lengths.sum() / max(self.lengths.sum(), 1))
-        return CostEstimate(mean, np.full(self.sums.shape[1], np.nan), 0, length, stale_share)
+        return CostEstimate(
+            mean, np.full(self.sums.shape[1], np.nan), 0, length, stale_share, is_length_known=known_length is not None
+        )
+
+
+def _together(ended: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> EndedEpisodes:
+    return EndedEpisodes(np.concatenate([sums for sums, _, _ in ended]), np.concatenate([lengths for _, lengths, _ in ended]))

@@ -154,6 +154,11 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
         log_prob = self.policy.get_distribution(samples.observations).log_prob(samples.actions)
         return rollout._replace(samples=samples._replace(old_log_prob=log_prob))
 
+    @property
+    def _update_seed(self) -> int:
+        """Of random numbers on which no action and no other minibatch may depend: another for each update."""
+        return (self.seed or 0) * 2**32 + self.num_timesteps
+
     def _update_policy(self, rollout: Rollout) -> Row:
         """Change the policy, and say how. Implemented by individual algorithms."""
         raise NotImplementedError
@@ -170,6 +175,7 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
             self.batch_size // distributed.world_size(),
             self.n_critic_updates,
             recent,
+            self._update_seed,
         )
         return log_keys.of_critics(losses, self.rollout_buffer, self.policy)
 

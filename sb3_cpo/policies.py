@@ -35,9 +35,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
     The cost critic is fitted to standardised targets (an episode's cost may be 0.1 or 1000); :meth:`predict_cost_values` gives
     values in units of the cost.
 
-    :param log_std_init: Logarithm of the first standard deviation of the actions, in their unit, as in SB3. None: half of the
-        way from the centre of an action's range to its ends, and means begin at the centre and are learned in the unit of the
-        range. (With gSDE, and where actions have no range: SB3's.)
+    :param log_std_init: Logarithm of the first standard deviation of the actions, in their unit, as in SB3. None: by the
+        range of an action, half of the way from its centre to its ends, more with fewer than six dimensions; means begin at
+        the centre and are learned in the unit of the range. (With gSDE, and where actions have no range: SB3's.)
     :param n_costs: Number of constraints. The algorithm fills it in. With 0 there is no cost critic.
     :param normalize_observations: Standardise observations by their running mean and variance, which are part of the policy's
         parameters. The algorithm fills it in: it does where the observations are vectors and no ``VecNormalize`` does
@@ -82,10 +82,8 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         if self._has_std_by_range and isinstance(self.action_dist, DiagGaussianDistribution):
             self._use_range_of_actions()
         if self.standardize_returns:
-            head = StandardizedLinear(self.value_net.in_features, 1)
-            # As SB3 has initialised it
-            head.load_state_dict(self.value_net.state_dict(), strict=False)
-            self.value_net = head
+            self.value_net = StandardizedLinear(self.value_net.in_features, 1)
+            _forget_opinion(self.value_net)
         if self.n_costs > 0:
             # The random numbers that the rest of training draws stay those of SB3
             with th.random.fork_rng(devices=[]):
@@ -184,9 +182,7 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             self.cost_mlp_extractor.apply(lambda module: self.init_weights(module, gain=np.sqrt(2)))
             if not self.share_features_extractor:
                 self.cvf_features_extractor.apply(lambda module: self.init_weights(module, gain=np.sqrt(2)))
-        # No opinion about costs, whatever their unit, before any was seen
-        nn.init.zeros_(self.cost_value_net.weight)
-        nn.init.zeros_(self.cost_value_net.bias)
+        _forget_opinion(self.cost_value_net)
 
     def reset_cost_critic(self) -> None:
         """Forget what was learned of the costs: the cost critic and its statistics begin anew."""
@@ -263,6 +259,12 @@ class CostMultiInputActorCriticPolicy(CostActorCriticPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, *args, features_extractor_class=features_extractor_class, **kwargs
         )
+
+
+def _forget_opinion(head: nn.Linear) -> None:
+    """None about rewards or costs, whatever their unit, before any was seen."""
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
 
 
 def parameters_that_fit(

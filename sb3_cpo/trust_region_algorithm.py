@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,30 +11,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from torch import nn
 
-from sb3_cpo import distributed
-from sb3_cpo.buffers import CostRolloutBufferSamples
+from sb3_cpo import cost_surrogates, distributed
 from sb3_cpo.cost_limits import CostLimit
+from sb3_cpo.cost_surrogates import CostBatch
 from sb3_cpo.dual import solve_dual
 from sb3_cpo.fisher import Product, fisher_products, hessian_products
 from sb3_cpo.on_policy_algorithm import ConstrainedOnPolicyAlgorithm, Rollout
 from sb3_cpo.trust_region import NoiseProbe, Solver, Surrogates, TrustRegionStep, trust_region_step
-
-# Truncated importance sampling (Ionides, 2008): in rollouts of earlier policies, no single sample decides the surrogate
-MAX_RATIO = 10.0
-
-
-class CostBatch(NamedTuple):
-    """What a cost surrogate and a cost critic are made of: one rollout."""
-
-    observations: PyTorchObs
-    actions: th.Tensor
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    """(batch_size, n_costs) centred, in units of an episode's cost"""
-    returns: th.Tensor
-    """(batch_size, n_costs) the cost critic's targets"""
-    episodes: th.Tensor
-    """(batch_size,) number of the sample's episode"""
 
 
 class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
@@ -97,29 +80,44 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         if self.normalize_advantage:
             mean, variance, n_samples = distributed.moments(advantages)
             advantages = (advantages - mean) / ((variance * n_samples / max(n_samples - 1, 1)).sqrt() + 1e-8)
+        # Not from torch's generator: actions and minibatches are those of a training without this measurement
+        generator = th.Generator().manual_seed(self._update_seed + distributed.rank())
+        signs = [cost_surrogates.random_signs(batch.episodes, n_noise_draws, generator) for batch in cost_batches]
+        earlier = list(zip(cost_batches, signs, strict=True))[:-1]
+        linear = [cost_surrogates.linear_surrogates_of_earlier(self.policy, *pair, actor_params) for pair in earlier]
         # SB3's distributions are mutable singletons
         old_distribution = copy(self.policy.get_distribution(samples.observations))
-        old_ratios = self._ratios(samples, cost_batches, old_distribution)
+        # One, but a function of the parameters
+        old_ratio = th.exp(old_distribution.log_prob(samples.actions) - samples.old_log_prob)
+
+        def costs_at(ratio: th.Tensor, on_earlier: list[th.Tensor]) -> th.Tensor:
+            """(1 + n_noise_draws, n_costs), mean over rollouts"""
+            if not cost_batches:
+                return ratio.new_zeros(1, 0)
+            return th.stack([*on_earlier, cost_surrogates.surrogates_of(cost_batches[-1], ratio, signs[-1])]).mean(dim=0)
+
+        old_costs = costs_at(old_ratio, linear)
 
         def evaluate() -> Surrogates:
             # Gradients are taken at the old policy, which need not be evaluated again; the line search takes none
-            is_old = th.is_grad_enabled()
-            distribution = old_distribution if is_old else copy(self.policy.get_distribution(samples.observations))
-            ratios = old_ratios if is_old else self._ratios(samples, cost_batches, distribution)
+            if th.is_grad_enabled():
+                distribution, ratio, costs = old_distribution, old_ratio, old_costs
+            else:
+                on_earlier = [cost_surrogates.surrogates_of_earlier(self.policy, *pair) for pair in earlier]
+                distribution = copy(self.policy.get_distribution(samples.observations))
+                ratio = th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)
+                costs = costs_at(ratio, on_earlier)
             return Surrogates(
-                objective=(ratios[-1] * advantages).mean(),
-                costs=_cost_surrogates(cost_batches, ratios),
+                objective=(ratio * advantages).mean(),
+                costs=costs[0],
                 kl_div=mean_kl_divergence(old_distribution, distribution),
             )
 
         def probe_noise() -> NoiseProbe:
-            # Not from torch's generator: actions and minibatches are those of a training without this measurement
-            generator = th.Generator().manual_seed((self.seed or 0) * 2**32 + self.num_timesteps + distributed.rank())
-            signs = [_random_signs(batch.episodes, n_noise_draws, generator) for batch in cost_batches]
             return NoiseProbe(
-                objective=(signs[-1] * old_ratios[-1] * advantages).mean(dim=1),
-                costs=_cost_surrogates(cost_batches, old_ratios, signs),
-                n_episodes=sum(distributed.gather(sum(int(batch.episodes.unique().numel()) for batch in cost_batches))),
+                objective=(signs[-1] * old_ratio * advantages).mean(dim=1),
+                costs=old_costs[1:],
+                n_episodes=sum(batch.n_episodes for batch in cost_batches),
             )
 
         return trust_region_step(
@@ -145,44 +143,6 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         with th.no_grad():
             old_distribution = copy(self.policy.get_distribution(observations))
         return hessian_products(mean_kl_divergence(old_distribution, self.policy.get_distribution(observations)), actor_params)
-
-    def _ratios(
-        self, samples: CostRolloutBufferSamples | CostBatch, cost_batches: Sequence[CostBatch], distribution: Distribution
-    ) -> list[th.Tensor]:
-        """
-        (batch_size,) each: ratios between the policy and that of earlier rollouts, truncated; and, last, of this rollout.
-
-        :param distribution: the policy's, in the states of this rollout
-        """
-        ratios = []
-        for batch in cost_batches[:-1]:
-            log_prob = self.policy.get_distribution(batch.observations).log_prob(batch.actions)
-            ratios.append(th.exp(log_prob - batch.old_log_prob).clamp(max=MAX_RATIO))
-        # Between old and new policy: one at the first evaluation
-        return [*ratios, th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)]
-
-
-def _cost_surrogates(
-    cost_batches: Sequence[CostBatch], ratios: Sequence[th.Tensor], signs: Sequence[th.Tensor] | None = None
-) -> th.Tensor:
-    """
-    (n_costs,), mean over rollouts; empty: there are no constraints.
-
-    :param ratios: one (batch_size,) per rollout
-    :param signs: (n_draws, batch_size) each, to multiply the advantages with; the result is (n_draws, n_costs) then
-    """
-    if not cost_batches:
-        return ratios[-1].new_zeros(0)
-    weighted = [ratio.unsqueeze(1) * batch.advantages for batch, ratio in zip(cost_batches, ratios, strict=True)]
-    if signs is None:
-        return th.stack([terms.mean(dim=0) for terms in weighted]).mean(dim=0)
-    return th.stack([sign.to(terms) @ terms / len(terms) for sign, terms in zip(signs, weighted, strict=True)]).mean(dim=0)
-
-
-def _random_signs(episodes: th.Tensor, n_draws: int, generator: th.Generator) -> th.Tensor:
-    """(n_draws, batch_size) of +1 and -1, one per episode."""
-    signs = 2.0 * th.randint(2, (n_draws, int(episodes.max()) + 1), generator=generator) - 1.0
-    return signs.to(episodes.device)[:, episodes]
 
 
 def mean_kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:

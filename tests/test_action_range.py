@@ -42,12 +42,20 @@ def test_the_more_dimensions_an_action_has_the_less_each_is_explored(n_dimension
     np.testing.assert_allclose(std, share * 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bound", [np.inf, np.finfo(np.float32).max])
+@pytest.mark.parametrize("bound", [np.inf, np.finfo(np.float32).max, 1e30, 1e19])
 def test_actions_without_a_range_begin_as_in_sb3(bound):
     low, high = np.array([-bound, 0, -1], dtype=np.float32), np.array([bound, bound, 1], dtype=np.float32)
     mean, std = first_actions(make_policy(spaces.Box(low, high)))
     np.testing.assert_allclose(mean, 0.0)
     np.testing.assert_allclose(std, [1.0, 1.0, np.sqrt(0.5)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [1e30, 1e19, 1e14, 1e-14, 1e-25])
+def test_bounds_of_any_size_can_be_learned_with(bound):
+    """Their squares, in the logarithm of a probability, may be too large or too small for single precision."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, action_space=spaces.Box(-bound, bound, (2,))))
+    model = CPO("MlpPolicy", env, 1e6, **KWARGS).learn(64)
+    assert all(bool(th.isfinite(param).all()) for param in model.policy.parameters())
 
 
 def test_a_standard_deviation_that_is_given_is_in_the_unit_of_the_actions():

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from sb3_cpo.cost_filter import FilteredCost, adapt_confidence, filter_cost, first_filtered_cost
+from sb3_cpo.cost_filter import (
+    FilteredCost,
+    adapt_confidence,
+    bound_process_noise,
+    filter_cost,
+    first_filtered_cost,
+    predict_cost,
+)
 
 
 def simulate(n_updates, error=3.0, drift=0.0, sigma=1.0, unit=1.0, seed=0):
@@ -55,6 +62,27 @@ def test_one_update_by_hand():
     np.testing.assert_allclose(after.mean, 8.5 + gain * 3.5)
     np.testing.assert_allclose(after.variance, (1 - gain) * 3)
     np.testing.assert_allclose(after.process_noise, 0.9 * 2 + 0.1 * max(3.5**2 - 9, 0.05 * 9))
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e6])
+def test_a_policy_that_came_down_from_far_above_is_soon_believed(unit):
+    """Costs of 500 at a limit of 25, and then none at all: half a standard deviation of what may come is within the limit."""
+    limit = np.array([25.0]) * unit
+    filtered = first_filtered_cost(np.array([500.0]) * unit, np.zeros(1))
+    for j in (520.0, 480.0, 500.0, 0.0):
+        after = filter_cost(filtered, np.zeros(1), np.array([j]) * unit, np.zeros(1))
+        filtered = bound_process_noise(after, limit)
+    assert filtered.mean == 0
+    assert filtered.mean + 0.5 * filtered.deviation < limit < after.mean + 0.5 * after.deviation
+    # Near the limit, nothing is bounded
+    near = FilteredCost(limit, limit**2 / 9, limit**2 / 4)
+    assert bound_process_noise(near, limit) == near
+
+
+def test_without_a_measurement_there_is_the_prediction_and_no_surprise():
+    before = FilteredCost(np.array([10.0]), np.array([1.0]), np.array([2.0]))
+    after = predict_cost(predict_cost(before, np.array([-1.5])), np.array([0.25]))
+    np.testing.assert_allclose(np.concatenate(after), [8.75, 5.0, 2.0])
 
 
 def test_an_unknown_error_counts_as_much_as_the_prediction():

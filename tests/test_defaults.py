@@ -5,7 +5,7 @@ import sys
 import gymnasium as gym
 import pytest
 from gymnasium import spaces
-from toy_envs import RiskyEnv, vec_env
+from toy_envs import RiskyEnv, ScriptedEnv, vec_env
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, TRPO, make_vec_env
@@ -54,6 +54,35 @@ def test_an_action_is_responsible_for_a_hundred_steps_or_a_short_episode(length,
     model.learn(8)
     assert model.rollout_buffer.cost_gamma == pytest.approx(cost_gae_gamma)
     assert CPO("MlpPolicy", vec_env(make, 1), 1.0, n_steps=8, batch_size=8, n_noise_draws=0).cost_gae_gamma is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind", "kwargs", "n_cost_rollouts"),
+    [
+        ("MlpPolicy", "box", {}, None),
+        ("MlpPolicy", "box", {"n_noise_draws": 0}, 1),
+        ("MlpPolicy", "box", {"n_cost_rollouts": 2, "n_noise_draws": 0}, 2),
+        ("CnnPolicy", "image", {}, 1),
+        ("MultiInputPolicy", "dict", {}, 1),  # one of its parts is an image
+    ],
+)
+def test_costs_are_estimated_on_several_rollouts(policy, kind, kwargs, n_cost_rollouts):
+    model = CPO(policy, vec_env(lambda rank: RiskyEnv(kind), 2), 1.0, n_steps=8, batch_size=8, device="cpu", **kwargs)
+    assert model.n_cost_rollouts == n_cost_rollouts
+    model.learn(7 * 16)
+    assert len(model._recent) == (n_cost_rollouts or 5)
+
+
+def test_as_many_rollouts_as_hold_200_episodes(tmp_path):
+    """64 episodes of four steps in a rollout: four of them. When there are 200 and more in one, that is enough."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=64 * (4,) + 1000 * (1,)), 4)
+    model = CPO("MlpPolicy", env, 1.0, n_steps=64, batch_size=64, device="cpu")
+    numbers = []
+    for _ in range(7):
+        model.learn(256, reset_num_timesteps=False)
+        numbers.append([batch.n_episodes for batch in model._recent])
+    assert numbers[:4] == [[64], [64, 64], [64, 64, 64], [64, 64, 64, 64]]
+    assert numbers[4:] == [[256], [256], [256]]
 
 
 @pytest.mark.parametrize(

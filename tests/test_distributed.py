@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from toy_envs import RiskyEnv, vec_env
 
-from sb3_cpo import CPO, PDO, TRPO, FailurePredictor, distributed, make_vec_env, trust_region_algorithm
+from sb3_cpo import CPO, PDO, TRPO, FailurePredictor, cost_surrogates, distributed, make_vec_env
 from sb3_cpo.policies import CostActorCriticPolicy
 
 N_ENVS, N_STEPS, LENGTH, N_UPDATES = 4, 24, 4, 5
@@ -91,7 +91,7 @@ def make_model(name, is_normalized, **kwargs):
 
 def train(name, folder, **kwargs):
     th.set_num_threads(1)
-    trust_region_algorithm._random_signs = signs_of_all
+    cost_surrogates.random_signs = signs_of_all
     shaping = {"cost_shaping": FailurePredictor(horizon=2)} if kwargs.pop("shaping", False) else {}
     model = make_model(name, kwargs.pop("is_normalized", False), **shaping, **kwargs)
     model.learn(N_UPDATES * N_ENVS * N_STEPS)
@@ -133,7 +133,7 @@ def train_all(folder):
 
 
 def test_two_processes_with_half_the_copies_train_like_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(trust_region_algorithm, "_random_signs", signs_of_all)
+    monkeypatch.setattr(cost_surrogates, "random_signs", signs_of_all)
     train_all(tmp_path)
     on_two(tmp_path, train_all, tmp_path)
     for case, (name, _, tolerance) in CASES.items():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sb3_cpo import distributed
 from sb3_cpo.episode_costs import EndedEpisodes, EpisodeCosts, mean_cost
 
 NO, YES = np.array([False]), np.array([True])
@@ -134,6 +135,48 @@ def test_long_episodes_and_short_rollouts_are_never_believed_to_be_cheap():
         for value in (-1e3, 0.0, None):
             cut_values = None if value is None else np.full((4, 1), value)
             np.testing.assert_allclose(costs.estimate(cut_values, 1000).mean, 100)
+
+
+@pytest.mark.parametrize("kind", ["constant", "early", "late"])
+@pytest.mark.parametrize("time_limit", [1000, None])
+def test_once_an_episode_has_ended_the_next_ones_are_not_believed_to_be_cheaper(kind, time_limit):
+    """Nobody need say a time limit then, and a cost that comes late in the episode is expected."""
+    cost = {"constant": lambda t: 0.1, "early": lambda t: float(t < 100), "late": lambda t: float(t >= 900)}[kind]
+    costs, means = EpisodeCosts(n_envs=4, n_costs=2), []
+    for rollout in range(17):
+        costs.start_rollout()
+        for step in range(rollout * 128, (rollout + 1) * 128):
+            costs.add(np.full((4, 2), [cost(step % 1000), 0.0]), np.full(4, step % 1000 == 999))
+        estimate = costs.estimate(max_episode_steps=time_limit)
+        means.append(estimate.mean[0])
+        assert estimate.mean[1] == 0
+        assert estimate.is_length_known == (time_limit is not None or rollout >= 7)
+        assert estimate.mean_length == (1000 if estimate.is_length_known else 128 * (rollout + 1))
+    assert min(means[7:]) >= 100 - 1e-9
+    np.testing.assert_allclose([means[7], means[15]], 100)
+    if kind != "early":
+        np.testing.assert_allclose(means[7:], 100)
+
+
+def test_what_ended_last_is_seen_with_the_same_estimator_and_in_all_processes(monkeypatch):
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [1.0, 2.0, 3.0, 10.0], [True] * 4)
+    for _ in range(2):
+        costs.start_rollout()
+        play(costs, [0.0], [False])
+    assert costs.estimate().mean == 4
+    assert costs.estimate(estimator=cvar).mean == 6.5
+    other = EpisodeCosts(n_envs=1, n_costs=1)
+    play(other, [4.0, 16.0], [True] * 2)
+    other.start_rollout()
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "world_size", lambda: 2)
+        patch.setattr(distributed, "gather", lambda own: [own, other])
+        assert costs.of_all_processes().estimate().mean == (16 + 20) / 6
+    costs.start_rollout()
+    play(costs, [2.0], [True])
+    # What has ended now counts, and nothing else
+    assert costs.estimate().mean == 2
 
 
 def cvar(episodes, alpha=0.5):

@@ -1,6 +1,7 @@
 """Running statistics of observations inside the policy."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -163,6 +164,15 @@ def test_vec_normalize_does_it_alone_also_after_loading(tmp_path):
     assert CPO(
         "MlpPolicy", VecNormalize(vec_env(lambda rank: RiskyEnv(), 2), norm_obs=False), 1.0, **KWARGS
     ).policy.normalize_observations
+
+
+@pytest.mark.parametrize(("norm_obs", "n_warnings"), [(True, 1), (False, 0)])
+def test_loading_with_a_vec_normalize_that_was_not_there_in_training_is_warned_of(norm_obs, n_warnings, tmp_path):
+    CPO("MlpPolicy", vec_env(lambda rank: RiskyEnv(), 2), 1.0, **KWARGS).save(tmp_path / "model")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CPO.load(tmp_path / "model", env=VecNormalize(vec_env(lambda rank: RiskyEnv(), 2), norm_obs=norm_obs))
+    assert sum("standardised twice" in str(warning.message) for warning in caught) == n_warnings
 
 
 def test_a_policy_of_ppo_as_a_warm_start_keeps_its_actions():

@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "default, no distance": {"cost_confidence": 0.0},
     "default, undiscounted costs": {"cost_gae_gamma": 1.0},
-    "default, 5 rollouts": {"n_cost_rollouts": 5},
+    "default, 1 rollout": {"n_cost_rollouts": 1},
     "default, margin": {"cost_margin_lr": 0.2},
     "plain": PLAIN,
     "plain, discounted costs": {**PLAIN, "cost_gae_gamma": 0.99},

@@ -1,0 +1,73 @@
+"""Surrogates of an episode's costs, on this rollout and on earlier ones. Torch only: no env, no buffer, no logger."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_cpo.fisher import flat_grad
+
+# Truncated importance sampling (Ionides, 2008): in rollouts of earlier policies, no single sample decides the surrogate
+MAX_RATIO = 10.0
+
+
+class CostBatch(NamedTuple):
+    """What a cost surrogate and a cost critic are made of: one rollout."""
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    """(batch_size, n_costs) centred, in units of an episode's cost"""
+    returns: th.Tensor
+    """(batch_size, n_costs) the cost critic's targets"""
+    episodes: th.Tensor
+    """(batch_size,) number of the sample's episode"""
+    n_episodes: int
+    """of all processes"""
+
+
+def newest_with(n_episodes: int, batches: Sequence[CostBatch]) -> list[CostBatch]:
+    """The newest rollouts that together hold so many episodes; all of them where these are fewer."""
+    first = len(batches) - 1
+    while first > 0 and sum(batch.n_episodes for batch in batches[first:]) < n_episodes:
+        first -= 1
+    return list(batches[first:])
+
+
+def surrogates_of(batch: CostBatch, ratio: th.Tensor, signs: th.Tensor) -> th.Tensor:
+    """
+    (1 + n_draws, n_costs) surrogates on one rollout: as they are, and with the advantages multiplied by random signs.
+
+    :param ratio: (batch_size,) between the policy and that of the rollout
+    :param signs: (n_draws, batch_size)
+    """
+    weighted = ratio.unsqueeze(1) * batch.advantages
+    return th.cat([weighted.mean(dim=0, keepdim=True), signs.to(weighted) @ weighted / len(weighted)])
+
+
+def surrogates_of_earlier(policy: ActorCriticPolicy, batch: CostBatch, signs: th.Tensor) -> th.Tensor:
+    """The same on a rollout of an earlier policy, with truncated ratios."""
+    log_prob = policy.get_distribution(batch.observations).log_prob(batch.actions)
+    return surrogates_of(batch, th.exp(log_prob - batch.old_log_prob).clamp(max=MAX_RATIO), signs)
+
+
+def linear_surrogates_of_earlier(
+    policy: ActorCriticPolicy, batch: CostBatch, signs: th.Tensor, params: Sequence[nn.Parameter]
+) -> th.Tensor:
+    """
+    The same to first order in the parameters, which is all that gradients need. One graph is in the memory at a time.
+    """
+    values = surrogates_of_earlier(policy, batch, signs)
+    gradients = th.stack([flat_grad(value, params) for value in values.flatten()])
+    flat_params = th.cat([param.flatten() for param in params])
+    return values.detach() + (gradients @ (flat_params - flat_params.detach())).view_as(values)
+
+
+def random_signs(episodes: th.Tensor, n_draws: int, generator: th.Generator) -> th.Tensor:
+    """(n_draws, batch_size) of +1 and -1, one per episode."""
+    signs = 2.0 * th.randint(2, (n_draws, int(episodes.max()) + 1), generator=generator) - 1.0
+    return signs.to(episodes.device)[:, episodes]
