@@ -82,8 +82,10 @@ class CostActorCriticPolicy(ActorCriticPolicy):
         if self._has_std_by_range and isinstance(self.action_dist, DiagGaussianDistribution):
             self._use_range_of_actions()
         if self.standardize_returns:
-            self.value_net = StandardizedLinear(self.value_net.in_features, 1)
-            _forget_opinion(self.value_net)
+            head = StandardizedLinear(self.value_net.in_features, 1)
+            # As SB3 has initialised it
+            head.load_state_dict(self.value_net.state_dict(), strict=False)
+            self.value_net = head
         if self.n_costs > 0:
             # The random numbers that the rest of training draws stay those of SB3
             with th.random.fork_rng(devices=[]):
@@ -182,7 +184,9 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             self.cost_mlp_extractor.apply(lambda module: self.init_weights(module, gain=np.sqrt(2)))
             if not self.share_features_extractor:
                 self.cvf_features_extractor.apply(lambda module: self.init_weights(module, gain=np.sqrt(2)))
-        _forget_opinion(self.cost_value_net)
+        # No opinion about costs, whatever their unit, before any was seen
+        nn.init.zeros_(self.cost_value_net.weight)
+        nn.init.zeros_(self.cost_value_net.bias)
 
     def reset_cost_critic(self) -> None:
         """Forget what was learned of the costs: the cost critic and its statistics begin anew."""
@@ -259,12 +263,6 @@ class CostMultiInputActorCriticPolicy(CostActorCriticPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, *args, features_extractor_class=features_extractor_class, **kwargs
         )
-
-
-def _forget_opinion(head: nn.Linear) -> None:
-    """None about rewards or costs, whatever their unit, before any was seen."""
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
 
 
 def parameters_that_fit(
