@@ -8,7 +8,7 @@ where one does not answer, it says nothing.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -122,30 +122,24 @@ def notice_resets(env: VecEnv, on_reset: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def count_steps(env: VecEnv, moment: Callable[[], int]) -> Iterator[Counter[int]]:
     """
-    Count the steps of the environments, whoever makes them and at whichever wrapper. What wrappers make of one step is one.
+    Count the steps of the environments, whoever makes them and at whichever wrapper; none below a wrapper that is not SB3's,
+    which may make several of one. (Wrappers are left as they are: ``VecNormalize`` is pickled in the middle of a rollout.)
 
     :param moment: the key that a step is counted under
     """
-    counts, is_within = Counter[int](), False
+    counts, inner, level = Counter[int](), innermost(env), env
+    while level is not inner:
+        if not type(level).__module__.startswith("stable_baselines3."):
+            yield counts
+            return
+        level = level.venv  # type: ignore[attr-defined]
+    step_wait = inner.step_wait
 
-    def counted(step_wait: Callable[[], Any]) -> Callable[[], Any]:
-        def counted_step() -> Any:
-            nonlocal is_within
-            if is_within:
-                return step_wait()
-            counts[moment()] += 1
-            is_within = True
-            try:
-                return step_wait()
-            finally:
-                is_within = False
+    def counted_step() -> Any:
+        counts[moment()] += 1
+        return step_wait()
 
-        return counted_step
-
-    inner = innermost(env)
-    with ExitStack() as stack:
-        for level in (inner,) if env is inner else (inner, env):
-            stack.enter_context(_replaced(level, "step_wait", counted(level.step_wait)))
+    with _replaced(inner, "step_wait", counted_step):
         yield counts
 
 

@@ -2,7 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
 
@@ -247,3 +247,13 @@ def test_resets_within_a_step_are_the_environments_own(recwarn):
     CPO("MlpPolicy", ResetsAll([TenPerEpisode]), 100.0, n_steps=40, batch_size=40, device="cpu").learn(240, callback=callback)
     assert not [warning for warning in recwarn if "was reset" in str(warning.message)]
     np.testing.assert_allclose(callback.seen, 10)
+
+
+@pytest.mark.filterwarnings("ignore:only .* episodes", "ignore:no episode ended")
+def test_a_callback_can_save_vec_normalize_in_the_middle_of_a_rollout(tmp_path):
+    env = VEC_ENVS["VecNormalize"]()
+    save = CheckpointCallback(10, tmp_path, save_vecnormalize=True)
+    CPO("MlpPolicy", env, 9.0, n_steps=40, batch_size=40, device="cpu").learn(120, callback=save)
+    statistics = sorted(tmp_path.glob("*vecnormalize*"))
+    assert len(statistics) == 4
+    assert isinstance(VecNormalize.load(str(statistics[0]), env.venv), VecNormalize)
