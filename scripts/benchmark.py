@@ -365,7 +365,7 @@ def benchmark_update(args: argparse.Namespace) -> None:
     shared = {"n_steps": 200, "batch_size": 1000, "n_critic_updates": 10, "cg_max_steps": 10, "device": "cpu", "seed": 0}
 
     def collected(model):
-        model.learn(20_000 * getattr(model, "n_cost_rollouts", 1))
+        model.learn(20_000 * (getattr(model, "n_cost_rollouts", 1) or N_ROLLOUTS))
         return model
 
     def cpo(n_costs: int = 1, **kwargs):
