@@ -53,6 +53,7 @@ TESTS = {
     "sb3_cpo/episode_costs.py": ["test_episode_costs"],
     "sb3_cpo/cost_ledger.py": ["test_episode_costs", "test_enforced_limits", "test_cost_ledger", "test_on_policy_algorithm"],
     "sb3_cpo/cost_limits.py": ["test_cost_limits", "test_enforced_limits", "test_callbacks", "test_mistakes"],
+    "sb3_cpo/cost_surrogates.py": ["test_cost_surrogates", "test_cpo"],
     "sb3_cpo/cost_signal.py": ["test_bad_input", "test_mistakes", "test_on_policy_algorithm"],
     "sb3_cpo/cost_rollouts.py": [
         "test_env_watch",
