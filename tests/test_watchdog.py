@@ -29,6 +29,15 @@ def test_a_cost_that_is_predicted_to_fall_and_does_not_is_warned_of_once_with_bo
         compare(watchdog, 15.0, -2.0, 0.05)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e6])
+def test_the_unit_of_the_costs_does_not_matter(unit):
+    watchdog = Watchdog()
+    for _ in range(UNDELIVERED_PATIENCE - 1):
+        compare(watchdog, 15.0 * unit, -2.0 * unit, 0.05 * unit)
+    with pytest.warns(UserWarning, match="has exceeded"):
+        compare(watchdog, 15.0 * unit, -2.0 * unit, 0.05 * unit)
+
+
 @pytest.mark.parametrize(
     ("violation", "predicted", "actual"),
     [(15.0, -2.0, -0.5), (-1.0, -2.0, 0.0), (15.0, 0.5, 0.0), (15.0, 0.01, 0.1), (15.0, 0.0, 0.1), (0.0, -2.0, 0.0)],
