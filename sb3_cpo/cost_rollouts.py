@@ -19,7 +19,6 @@ from sb3_cpo.cost_ledger import Ends
 from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.env_facts import (
     check_finite,
-    count_steps,
     innermost,
     is_same,
     is_wrapped,
@@ -71,6 +70,7 @@ class CostRollouts(SavedModel):
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
         watch = EnvWatch(env, lambda: self.num_timesteps)
+        self._steps = watch.steps
         steps_before = self.num_timesteps
 
         def on_reset() -> None:
@@ -84,7 +84,7 @@ class CostRollouts(SavedModel):
                 rollout_buffer.was_reset_outside = True
 
         try:
-            with notice_resets(env, on_reset), count_steps(env, lambda: self.num_timesteps) as self._steps, watch:
+            with notice_resets(env, on_reset), watch:
                 if self._is_played_by_others(env):
                     self.ledger.restart_episodes(env.num_envs)
                 self.ledger.start_rollout(monitor_steps(env))

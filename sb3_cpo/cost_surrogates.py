@@ -62,9 +62,6 @@ def linear_surrogates_of_earlier(
     The same to first order in the parameters, which is all that gradients need. One graph is in the memory at a time.
     """
     values = surrogates_of_earlier(policy, batch, signs)
-    if values.numel() == 0:
-        # No constraints
-        return values
     gradients = th.stack([flat_grad(value, params) for value in values.flatten()])
     flat_params = th.cat([param.flatten() for param in params])
     return values.detach() + (gradients @ (flat_params - flat_params.detach())).view_as(values)

@@ -237,19 +237,19 @@ class CPO(TrustRegionAlgorithm):
 
     def _training_attributes(self) -> dict[str, Any]:
         # The next update takes no more of them
-        n_needed = (self.n_cost_rollouts or COST_ROLLOUTS) - 1
+        n_needed = self._most_cost_rollouts - 1
         return super()._training_attributes() | {"_recent": self._recent[-n_needed:] if n_needed > 0 else []}
+
+    @property
+    def _most_cost_rollouts(self) -> int:
+        return COST_ROLLOUTS if self.n_cost_rollouts is None else self.n_cost_rollouts
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
         violation = self._believed_cost(rollout.cost, rollout.limit) - rollout.limit
 
         # 2. How its cost changes with the policy
-        recent = [*self._recent, self._cost_batch(rollout)]
-        if self.n_cost_rollouts is None:
-            recent = newest_with(COST_EPISODES, recent[-COST_ROLLOUTS:])
-        else:
-            recent = recent[-self.n_cost_rollouts :]
+        recent = self._cost_batches(rollout)
 
         # 3. The step
         if self.cost_margin_lr == 0:
@@ -303,6 +303,13 @@ class CPO(TrustRegionAlgorithm):
         if predicted is not None and actual is not None:
             self._watchdog.compare(violation, predicted, actual.mean, self.cost_limits)
         self._watchdog.watch(violation, step, self.cost_limits)
+
+    def _cost_batches(self, rollout: Rollout) -> list[CostBatch]:
+        """What the cost gradients are estimated on, this rollout last; empty: there are no constraints."""
+        if self.n_costs == 0:
+            return []
+        recent = [*self._recent, self._cost_batch(rollout)][-self._most_cost_rollouts :]
+        return newest_with(COST_EPISODES, recent) if self.n_cost_rollouts is None else recent
 
     def _cost_batch(self, rollout: Rollout) -> CostBatch:
         """

@@ -6,7 +6,6 @@ user's lambda for instance, dies. Adapters of other simulators implement of a ``
 where one does not answer, it says nothing.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -93,7 +92,8 @@ def is_same(before: list[Any], now: list[Any]) -> bool:
 
 
 @contextmanager
-def _replaced(env: VecEnv, name: str, method: Callable[..., Any]) -> Iterator[None]:
+def replaced(env: VecEnv, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Within it, an environment has this method in the place of its own."""
     own = vars(env).get(name)
     setattr(env, name, method)
     try:
@@ -115,32 +115,18 @@ def notice_resets(env: VecEnv, on_reset: Callable[[], None]) -> Iterator[None]:
         on_reset()
         return reset(*args, **kwargs)
 
-    with _replaced(inner, "reset", noticed_reset):
+    with replaced(inner, "reset", noticed_reset):
         yield
 
 
-@contextmanager
-def count_steps(env: VecEnv, moment: Callable[[], int]) -> Iterator[Counter[int]]:
-    """
-    Count the steps of the environments, whoever makes them and at whichever wrapper; none below a wrapper that is not SB3's,
-    which may make several of one. (Wrappers are left as they are: ``VecNormalize`` is pickled in the middle of a rollout.)
-
-    :param moment: the key that a step is counted under
-    """
-    counts, inner, level = Counter[int](), innermost(env), env
-    while level is not inner:
-        if not type(level).__module__.startswith("stable_baselines3."):
-            yield counts
-            return
-        level = level.venv  # type: ignore[attr-defined]
-    step_wait = inner.step_wait
-
-    def counted_step() -> Any:
-        counts[moment()] += 1
-        return step_wait()
-
-    with _replaced(inner, "step_wait", counted_step):
-        yield counts
+def keeps_steps(env: VecEnv) -> bool:
+    """Whether wrappers make one step of the environments of each of theirs: those of SB3 do, a user's may make several."""
+    inner = innermost(env)
+    while env is not inner:
+        if not type(env).__module__.startswith("stable_baselines3."):
+            return False
+        env = env.venv  # type: ignore[attr-defined]
+    return True
 
 
 def env_id(env: VecEnv) -> str | None:

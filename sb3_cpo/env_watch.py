@@ -7,7 +7,9 @@ statistics, which would never be rid of it.
 
 import selectors
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -17,7 +19,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_cpo.cost_signal import LARGEST_COST
-from sb3_cpo.env_facts import check_finite, innermost, name_env
+from sb3_cpo.env_facts import check_finite, innermost, keeps_steps, name_env, replaced
 
 # Seconds without an answer of a process after which a user is told, and after which an interrupted step is given up
 PATIENCE, LAST_PATIENCE = 60.0, 5.0
@@ -40,12 +42,19 @@ class EnvWatch:
         self._num_timesteps = num_timesteps
         self.is_step_lost = False
         """Whether a step is under way, or was interrupted: the environments have taken it, or some, and nobody has seen it."""
+        self.steps = Counter[int]()
+        """
+        Steps of the environments, whoever made them and at whichever wrapper, by what ``num_timesteps`` was. None are counted
+        below a wrapper that may make several of one.
+        """
+        self._is_counting = keeps_steps(env)
 
     def __enter__(self) -> "EnvWatch":
         inner: Any = self._inner
-        self._own = {name: vars(inner)[name] for name in ("step_wait", "reset") if name in vars(inner)}
         self._step_wait, self._reset = inner.step_wait, inner.reset
-        inner.step_wait, inner.reset = self._watched_step, self._watched_reset
+        self._replaced = ExitStack()
+        self._replaced.enter_context(replaced(inner, "step_wait", self._watched_step))
+        self._replaced.enter_context(replaced(inner, "reset", self._watched_reset))
         self._remotes: list[_Remote] = []
         if isinstance(inner, SubprocVecEnv):
             self._remotes = [_Remote(*pair) for pair in enumerate(zip(inner.remotes, inner.processes, strict=True))]
@@ -54,11 +63,7 @@ class EnvWatch:
 
     def __exit__(self, *error: Any) -> None:
         inner: Any = self._inner
-        for name in ("step_wait", "reset"):
-            if name in self._own:
-                setattr(inner, name, self._own[name])
-            else:
-                delattr(inner, name)
+        self._replaced.close()
         if self._remotes:
             inner.remotes = tuple(remote.connection for remote in self._remotes)
         if self._remotes and error[0] is not None:
@@ -73,6 +78,8 @@ class EnvWatch:
 
     def _watched_step(self) -> Any:
         self.is_step_lost = True
+        if self._is_counting:
+            self.steps[self._num_timesteps()] += 1
         step = self._num_timesteps() + self.env.num_envs
         try:
             obs, rewards, dones, infos = self._step_wait()

@@ -146,4 +146,5 @@ def read_run(folder: Path, source: str = "auto", window: int = 100) -> Run:
 
 def source_of_training(folder: Path) -> str:
     """What to read where the episodes of training are asked for; "auto" where there is nothing."""
-    return next((name for name in OF_TRAINING if _sources(folder)[name]), "auto")
+    found = _sources(folder)
+    return next((name for name in OF_TRAINING if found[name]), "auto")

@@ -87,8 +87,9 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         linear = [cost_surrogates.linear_surrogates_of_earlier(self.policy, *pair, actor_params) for pair in earlier]
         # SB3's distributions are mutable singletons
         old_distribution = copy(self.policy.get_distribution(samples.observations))
-        # One, but a function of the parameters
-        old_ratio = th.exp(old_distribution.log_prob(samples.actions) - samples.old_log_prob)
+
+        def ratio_of(distribution: Distribution) -> th.Tensor:
+            return th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)
 
         def costs_at(ratio: th.Tensor, on_earlier: list[th.Tensor]) -> th.Tensor:
             """(1 + n_noise_draws, n_costs), mean over rollouts"""
@@ -96,6 +97,8 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
                 return ratio.new_zeros(1, 0)
             return th.stack([*on_earlier, cost_surrogates.surrogates_of(cost_batches[-1], ratio, signs[-1])]).mean(dim=0)
 
+        # One, but a function of the parameters
+        old_ratio = ratio_of(old_distribution)
         old_costs = costs_at(old_ratio, linear)
 
         def evaluate() -> Surrogates:
@@ -105,7 +108,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             else:
                 on_earlier = [cost_surrogates.surrogates_of_earlier(self.policy, *pair) for pair in earlier]
                 distribution = copy(self.policy.get_distribution(samples.observations))
-                ratio = th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)
+                ratio = ratio_of(distribution)
                 costs = costs_at(ratio, on_earlier)
             return Surrogates(
                 objective=(ratio * advantages).mean(),

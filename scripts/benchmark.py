@@ -360,12 +360,13 @@ def benchmark_update(args: argparse.Namespace) -> None:
 
     from safe_envs import BatchVecEnv
     from sb3_cpo import CPO, make_vec_env
+    from sb3_cpo.defaults import COST_ROLLOUTS
 
     th.set_num_threads(1)
     shared = {"n_steps": 200, "batch_size": 1000, "n_critic_updates": 10, "cg_max_steps": 10, "device": "cpu", "seed": 0}
 
     def collected(model):
-        model.learn(20_000 * (getattr(model, "n_cost_rollouts", 1) or N_ROLLOUTS))
+        model.learn(20_000 * (getattr(model, "n_cost_rollouts", 1) or COST_ROLLOUTS))
         return model
 
     def cpo(n_costs: int = 1, **kwargs):
@@ -442,10 +443,6 @@ def benchmark_scaling(args: argparse.Namespace) -> None:
     print(f"\n{args.output}")
 
 
-# As many as the cost gradients of CPO's defaults are estimated on
-N_ROLLOUTS = 5
-
-
 def resident() -> float:
     """Memory of this process in MB, now."""
     with open("/proc/self/statm") as file:
@@ -459,6 +456,7 @@ def peak_of_an_update(name: str, n_steps: int, results) -> None:
 
     from safe_envs import BatchVecEnv
     from sb3_cpo import CPO, make_vec_env
+    from sb3_cpo.defaults import COST_ROLLOUTS
 
     th.set_num_threads(1)
     env = make_vec_env("SafeHumanoidCircle-v0", n_envs=100, vec_env_cls=BatchVecEnv, seed=0)
@@ -469,7 +467,7 @@ def peak_of_an_update(name: str, n_steps: int, results) -> None:
         kwargs["n_cost_rollouts"] = 1
     model = TRPO("MlpPolicy", env, **kwargs) if name == "TRPO of contrib" else CPO("MlpPolicy", env, **kwargs)
     before = resident()
-    model.learn(N_ROLLOUTS * n_steps)
+    model.learn(COST_ROLLOUTS * n_steps)
     results.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before)
 
 
