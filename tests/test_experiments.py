@@ -90,9 +90,10 @@ def test_promise_runs_what_is_not_done_and_shows_a_table(promise, monkeypatch):
     path = Path("out") / "double integrator_seed0.csv"
     written = path.read_bytes()
     assert f"{path}: there already" in promise(*args, "200")
-    # Other settings under the same name
-    with pytest.raises(ValueError, match="choose another folder"):
-        promise(*args, "300")
+    # Other settings under the same name, or less
+    for others in (("100",), ("200", "--settings", "{}")):
+        with pytest.raises(ValueError, match="choose another folder"):
+            promise(*args, *others)
     assert path.read_bytes() == written
     with pytest.raises(SystemExit):
         promise(*PROMISE, "--only", "double integral")
@@ -125,7 +126,7 @@ def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path):
     args = (*PROMISE, "--only", "double integrator", "--steps", "2500", "--save-every", "0")
-    checkpoints = tmp_path / "out" / "double integrator_seed0.unfinished"
+    checkpoints = tmp_path / "out" / "double integrator_seed0.checkpoints"
     where = {"cwd": tmp_path, "env": ENVIRONMENT, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(command("experiments/promise.py", *args), start_new_session=True, **where) as process:
         try:
@@ -143,7 +144,16 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path):
     resumed, whole = (tmp_path / folder / "double integrator_seed0.csv" for folder in ("out", "whole"))
     assert len(pd.read_csv(whole)) == 25
     assert resumed.read_text() == whole.read_text()
-    assert not checkpoints.exists()
+
+
+def test_a_run_that_is_done_can_be_made_longer(promise, tmp_path):
+    args = (*PROMISE, "--only", "double integrator", "--save-every", "1000")
+    promise(*args, "--steps", "300")
+    promise(*args, "--steps", "600")
+    promise(*args, "--steps", "600", "--output", "whole")
+    longer, whole = (tmp_path / folder / "double integrator_seed0.csv" for folder in ("out", "whole"))
+    assert len(pd.read_csv(whole)) == 6
+    assert longer.read_text() == whole.read_text()
 
 
 def test_variants_are_compared_in_a_table_and_two_pictures(promise, monkeypatch, tmp_path, capfd):

@@ -1,19 +1,18 @@
 """
 An experiment is data, a table of runs; this is how it is carried out.
 
-Several runs at a time, each in a process of its own. A run that is done is skipped, one that was stopped (by Ctrl-C, kill -9,
-a crash of the machine) goes on from its last checkpoint, and each leaves one CSV file:
+Several runs at a time, each in a process of its own. A run that is done is skipped; one that was stopped (by Ctrl-C, kill -9,
+a crash of the machine) goes on from its last checkpoint, and so does one that is to be longer. Each leaves
 
-    <name>.csv          one row per rollout; there only when the run is done
-    <name>.json         what was run; other settings under the same name are refused
-    <name>.unfinished/  checkpoints, until then
+    <name>.csv           one row per rollout; there only when the run is done
+    <name>.json          what was run, and how far; other settings under the same name are refused
+    <name>.checkpoints/  from which it goes on
 
 A run that goes on is the one that was not stopped, to the last bit, where the environment can say its state.
 """
 
 import json
 import multiprocessing
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -72,14 +71,17 @@ class _Rows(KVWriter):
 
 def is_done(path: Path, run: Run) -> bool:
     """
-    :raises ValueError: what is there is a run with other settings
+    :raises ValueError: what is there is a run with other settings, or a longer one
     """
     description = path.with_suffix(".json")
-    if description.exists() and json.loads(description.read_text()) != json.loads(json.dumps(run.describe())):
-        raise ValueError(f"{path} is of {description.read_text()}, not of {json.dumps(run.describe())}: choose another folder")
-    if path.exists() and not description.exists():
-        raise ValueError(f"{path} does not say what was run ({description.name} is missing): choose another folder")
-    return path.exists()
+    if not description.exists():
+        if path.exists():
+            raise ValueError(f"{path} does not say what was run ({description.name} is missing): choose another folder")
+        return False
+    found, wanted = json.loads(description.read_text()), json.loads(json.dumps(run.describe()))
+    if {**found, "steps": 0} != {**wanted, "steps": 0} or found["steps"] > run.steps:
+        raise ValueError(f"{path} is of {json.dumps(found)}, not of {json.dumps(wanted)}: choose another folder")
+    return found["steps"] == run.steps and path.exists()
 
 
 def train(path: Path, run: Run, make_model: MakeModel, make_row: MakeRow = dict, save_every: float = 120.0) -> None:
@@ -95,17 +97,19 @@ def train(path: Path, run: Run, make_model: MakeModel, make_row: MakeRow = dict,
     # Networks this small run fastest on one thread
     th.set_num_threads(1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path.with_suffix(".json"), json.dumps(run.describe()).encode())
-    folder = path.with_suffix(".unfinished")
+    description = path.with_suffix(".json")
+    if not description.exists():
+        write_atomically(description, json.dumps(run._replace(steps=0).describe()).encode())
+    folder = path.with_suffix(".checkpoints")
     rows: list[Row] = []
     model = make_model(run)
     if list_checkpoints(folder):
         model = type(model).resume(folder, model.get_env(), model.device)
     model.set_logger(Logger(None, [_Rows(rows, make_row)]))
     print(f"{path}: from step {model.num_timesteps:,} to {run.steps:,}", file=sys.stderr, flush=True)
-    model.learn(run.steps, callback=TrainingCheckpoint(1, folder, n_kept=2, min_seconds=save_every))
+    model.learn(run.steps, callback=TrainingCheckpoint(1, folder, n_kept=1, min_seconds=save_every))
     write_atomically(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g").encode())
-    shutil.rmtree(folder, ignore_errors=True)
+    write_atomically(description, json.dumps(run.describe()).encode())
 
 
 def run_all(
