@@ -52,3 +52,16 @@ def constraint_basis(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     scale = np.sqrt(np.maximum(np.diagonal(gram), np.finfo(float).tiny))
     cosines = gram / scale / scale[:, None]
     return honest[1:] / scale @ np.linalg.pinv(cosines, rcond=1e-10, hermitian=True) / scale
+
+
+def believed_share(gram: np.ndarray, honest: np.ndarray, coefficients: np.ndarray, violation: np.ndarray) -> float:
+    """
+    Which part of the decrease that a step has on its batch is no noise, between 0 and 1, over the violated constraints.
+
+    :param coefficients: (1 + n_costs,) of the signals' natural gradients in the step
+    :param violation: (n_costs,) episode cost minus limit
+    """
+    own = np.diagonal(gram)[1:]
+    weights = np.divide(np.maximum(violation, 0.0), own, out=np.zeros(len(own)), where=own > 0)
+    on_batch, believed = (-weights @ (products @ coefficients)[1:] for products in (gram, honest))
+    return float(np.clip(believed / on_batch, 0.0, 1.0)) if on_batch > 0 else 1.0

@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_cpo.dual import Dual, is_row_vanishing, recovery_coefficients, solve_dual
 from sb3_cpo.fisher import Product, flat_grad, hessian_products
-from sb3_cpo.gradient_noise import constraint_basis, subtract_noise
+from sb3_cpo.gradient_noise import believed_share, constraint_basis, subtract_noise
 
 Parameters = Sequence[nn.Parameter]
 Solver = Callable[[float, np.ndarray, np.ndarray, np.ndarray, float], Dual | None]
@@ -231,6 +231,8 @@ def trust_region_step(
     if dual is None:
         lam, nu = 0.0, np.zeros(len(violation))
         coefficients = -recovery_coefficients(S, violation, target_kl) @ basis
+        # Along noise, a policy only gets worse: of the trust region, a recovery uses the share that it can believe in
+        coefficients = coefficients * np.sqrt(believed_share(gram, honest, coefficients, violation))
     else:
         lam, nu = dual.lam, dual.nu
         coefficients = -dual.b_coef @ basis

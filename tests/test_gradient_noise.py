@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_cpo.gradient_noise import LEAST_SIGNAL, constraint_basis, subtract_noise
+from sb3_cpo.gradient_noise import LEAST_SIGNAL, believed_share, constraint_basis, subtract_noise
 from sb3_cpo.trust_region import NoiseProbe, Surrogates, trust_region_step
 
 
@@ -166,6 +166,34 @@ def test_the_unit_of_the_cost_does_not_matter(unit, violation):
     step_other = other.step(violation * unit, corrected=True)
     th.testing.assert_close(one.params[0].detach(), other.params[0].detach(), rtol=1e-6, atol=1e-10)
     np.testing.assert_allclose(step_other.predicted_cost_change, unit * step_one.predicted_cost_change, rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.1])
+def test_a_recovery_goes_as_far_as_it_can_be_believed(noise):
+    problem = Problem(noise=noise)
+    step = problem.step(5.0, corrected=True)
+    assert not step.is_feasible
+    x = problem.params[0].detach()
+    share = 1 - step.gradient_noise[1]
+    # Half of the squared length is the KL divergence
+    np.testing.assert_allclose(float(x @ x) / 2, 0.02 * share * 8 / 7, rtol=1e-6)
+    # Along the gradient of the batch, half of which no other episode has
+    np.testing.assert_allclose(step.predicted_cost_change / step.cost_surrogate_change, share * 8 / 7, rtol=1e-6)
+    # The paper's goes to the end of the trust region, whatever there is to believe in
+    problem.step(5.0, corrected=False)
+    np.testing.assert_allclose(float(problem.params[0].detach() @ problem.params[0].detach()) / 2, 0.02, rtol=1e-6)
+
+
+def test_what_a_recovery_believes_is_that_of_the_violated_constraints():
+    gram, honest = np.diag([1.0, 4.0, 9.0]), np.diag([1.0, 1.0, 9.0])
+    both = np.array([0.0, -1.0, -1.0])
+    assert believed_share(gram, honest, both, np.array([5.0, -1.0])) == 0.25
+    assert believed_share(gram, honest, both, np.array([-1.0, 5.0])) == 1.0
+    # Violations count in units of what each constraint can be changed by
+    assert believed_share(gram, honest, both, np.array([4.0, 9.0])) == (1.0 + 9.0) / (4.0 + 9.0)
+    # A constraint that nothing can change says nothing
+    gram[1, 1] = honest[1, 1] = 0.0
+    assert believed_share(gram, honest, both, np.array([5.0, -1.0])) == 1.0
 
 
 def test_the_line_search_does_not_take_noise_for_a_lower_cost():
