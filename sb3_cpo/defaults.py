@@ -14,10 +14,11 @@ from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.monitor import make_vec_env
 
 TOTAL_TIMESTEPS = 1_000_000
-# Episodes in a rollout: J of fewer is mostly noise, and so is the gradient of the cost
-MIN_EPISODES = 20
-# Steps in a rollout, and of each copy
-MIN_ROLLOUT, MIN_STEPS = 2_000, 200
+# Episodes in a rollout: J of fewer is mostly noise, and so is the gradient of the cost. Half of them will do where they are
+# long: with a single copy, a policy needs updates more than it needs a better J
+MIN_EPISODES, MIN_LONG_EPISODES = 20, 10
+# Steps in a rollout, and of each copy; steps that are enough for a rollout of long episodes
+MIN_ROLLOUT, MIN_STEPS, LONG_ROLLOUT = 2_000, 200, 10_000
 # Steps of each copy where no time limit is known; as SB3
 UNKNOWN_EPISODE = 2_048
 # Steps that all copies together play in one episode each, and how many copies that may be
@@ -64,14 +65,15 @@ def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
 
 def default_n_steps(n_envs: int, max_episode_steps: int | None) -> int:
     """
-    Whole episodes, at least 20 of them where the time limit is known.
+    Whole episodes: where the time limit is known at least 20, or 10 that have 10,000 steps.
 
     :param n_envs: number of copies
     :param max_episode_steps: time limit; None: not known
     """
     if max_episode_steps is None:
         return max(UNKNOWN_EPISODE, math.ceil(MIN_ROLLOUT / n_envs))
-    rollout = max(MIN_EPISODES * max_episode_steps, MIN_ROLLOUT)
+    long_rollout = max(MIN_LONG_EPISODES * max_episode_steps, LONG_ROLLOUT)
+    rollout = max(min(MIN_EPISODES * max_episode_steps, long_rollout), MIN_ROLLOUT)
     n_steps = max(rollout / n_envs, MIN_STEPS)
     return max_episode_steps * math.ceil(n_steps / max_episode_steps)
 

@@ -31,7 +31,7 @@ class FPO(PDO):
         of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per update
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel).
-        None: whole episodes, at least 20 of them where the time limit is known
+        None: whole episodes, where the time limit is known at least 20, or 10 that have 10,000 steps
     :param batch_size: Minibatch size for the critics. None: about a fortieth of the rollout, which it divides
     :param gamma: Discount factor of the reward
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
