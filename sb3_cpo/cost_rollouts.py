@@ -32,6 +32,7 @@ from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import explain_step, warn_of_negative_limits, warn_of_running_totals
 from sb3_cpo.saved_model import SavedModel
+from sb3_cpo.torch_threads import leave_cores_to
 
 # Fewer episodes in a rollout are worth a warning
 FEW_EPISODES = 10
@@ -84,7 +85,7 @@ class CostRollouts(SavedModel):
                 rollout_buffer.was_reset_outside = True
 
         try:
-            with notice_resets(env, on_reset), watch:
+            with notice_resets(env, on_reset), watch, leave_cores_to(env):
                 if self._is_played_by_others(env):
                     self.ledger.restart_episodes(env.num_envs)
                 self.ledger.start_rollout(monitor_steps(env))

@@ -12,6 +12,7 @@ from sb3_cpo.cost_limits import CostLimits
 from sb3_cpo.cost_signal import CostSignal, MissingCost
 from sb3_cpo.mistakes import check_env, check_model
 from sb3_cpo.monitor import as_vec_env
+from sb3_cpo.torch_threads import leave_cores_to
 
 
 class EpisodeCostRecorder:
@@ -155,17 +156,18 @@ def evaluate_policy(
         if callback is not None:
             callback(locals_, globals_)
 
-    rewards, lengths = evaluation.evaluate_policy(
-        model,
-        env,
-        n_eval_episodes,
-        deterministic,
-        render,
-        record,
-        reward_threshold,
-        return_episode_rewards=True,
-        warn=warn,
-    )
+    with leave_cores_to(env):
+        rewards, lengths = evaluation.evaluate_policy(
+            model,
+            env,
+            n_eval_episodes,
+            deterministic,
+            render,
+            record,
+            reward_threshold,
+            return_episode_rewards=True,
+            warn=warn,
+        )
     costs = recorder.episode_costs
     if return_episode_rewards:
         return rewards, lengths, costs  # type: ignore[return-value]

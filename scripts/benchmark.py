@@ -170,7 +170,8 @@ def train_on_demand(args: argparse.Namespace) -> None:
     """Train one update for every line that comes in, and print its steps per second."""
     import torch as th
 
-    th.set_num_threads(1)
+    if args.clock == "cpu":
+        th.set_num_threads(1)
     model = make_cpo(args)
     for _ in sys.stdin:
         print(learn(model, CLOCKS[args.clock]), flush=True)
@@ -263,13 +264,14 @@ def benchmark_stepping(args: argparse.Namespace) -> None:
 def benchmark_train(args: argparse.Namespace) -> None:
     """
     Compare training with CPO on BatchVecEnv to sb3-contrib's TRPO on SB3's DummyVecEnv, to bare stepping, and to the code of
-    another commit.
+    another commit. Torch has as many threads as it chooses by itself.
     """
     import torch as th
     from sb3_contrib import TRPO
     from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 
-    th.set_num_threads(1)
+    if args.clock == "cpu":
+        th.set_num_threads(1)
     sizes = {"SafePointCircle-v0": 20_000, "SafeAntCircle-v0": 50_000}
     for env_id, size in sizes.items() if args.env is None else [(args.env, sizes.get(args.env, 20_000))]:
         case = argparse.Namespace(**{**vars(args), "env": env_id, "steps": args.steps or size})
@@ -515,8 +517,12 @@ def benchmark_memory(args: argparse.Namespace) -> None:
     print(f"{args.updates} updates: {early:.0f} MB after {args.updates // 6}, {late:.0f} MB after all", flush=True)
 
 
-def train_in_process(rank: int, n_processes: int, folder: str, args: argparse.Namespace, results) -> None:
-    """One of several processes that train together; the first one puts steps per second and what was sent into results."""
+def train_in_process(rank: int, n_processes: int, n_envs: int, folder: str, args: argparse.Namespace, results) -> None:
+    """
+    One of several processes that train together; the first one puts steps per second and what was sent into results.
+
+    :param n_envs: copies in each process
+    """
     import torch as th
     import torch.distributed as dist
 
@@ -525,14 +531,13 @@ def train_in_process(rank: int, n_processes: int, folder: str, args: argparse.Na
 
     th.set_num_threads(1)
     if n_processes > 1:
-        store = f"file://{folder}/store_{n_processes}"
+        store = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=n_processes)
     kwargs = {"n_threads": 1}
-    env = make_vec_env(args.env, n_envs=100 // n_processes, vec_env_cls=BatchVecEnv, vec_env_kwargs=kwargs, seed=rank)
-    policy_kwargs = {"net_arch": [64, 32]}
-    model = CPO(
-        "MlpPolicy", env, 10.0, n_steps=500, batch_size=1000, n_critic_updates=3, policy_kwargs=policy_kwargs, device="cpu"
-    )
+    env = make_vec_env(args.env, n_envs=n_envs, vec_env_cls=BatchVecEnv, vec_env_kwargs=kwargs, seed=rank)
+    # As many minibatches, however many processes and copies there are
+    kwargs = {"n_steps": 500, "batch_size": 10 * n_envs * n_processes, "n_critic_updates": 3, "seed": 0}
+    model = CPO("MlpPolicy", env, 10.0, policy_kwargs={"net_arch": [64, 32]}, device="cpu", **kwargs)
     learn_globally(model)
     for _ in range(args.rounds):
         bytes_before, messages_before = distributed.n_bytes_sent, distributed.n_messages
@@ -571,27 +576,28 @@ def processes_at_balance(update_seconds: float, n_bytes: float, n_messages: floa
 
 def benchmark_processes(args: argparse.Namespace) -> None:
     """Compare training on one and on two processes of one thread each, and say how far that carries."""
-    import multiprocessing
 
     context = multiprocessing.get_context("spawn")
     measured = {}
-    for n_processes in (1, 2):
+    for n_processes, n_envs in ((1, 100), (2, 50), (2, 100)):
         with tempfile.TemporaryDirectory() as folder:
             results = context.Queue()
             workers = [
-                context.Process(target=train_in_process, args=(rank, n_processes, folder, args, results))
+                context.Process(target=train_in_process, args=(rank, n_processes, n_envs, folder, args, results))
                 for rank in range(n_processes)
             ]
             for worker in workers:
                 worker.start()
-            measured[n_processes] = [results.get() for _ in range(args.rounds)]
+            measured[n_processes, n_envs] = [results.get() for _ in range(args.rounds)]
             for worker in workers:
                 worker.join()
-    alone, together = (statistics.median(speed for speed, _, _ in measured[n]) for n in (1, 2))
-    _, n_bytes, n_messages = measured[2][-1]
-    print(f"\n{args.env}, 100 copies and 50,000 steps per update in all, one thread per process, {args.rounds} rounds")
-    print(f"  1 process     {alone:>10,.0f} steps/s")
-    print(f"  2 processes   {together:>10,.0f} steps/s   {together / alone:.2f} times as fast   (goal 1.80)")
+    speeds = {case: statistics.median(speed for speed, _, _ in rounds) for case, rounds in measured.items()}
+    alone = speeds[1, 100]
+    _, n_bytes, n_messages = measured[2, 50][-1]
+    print(f"\n{args.env}, 500 steps of each copy per update, one thread per process, {args.rounds} rounds")
+    for (n_processes, n_envs), speed in speeds.items():
+        times = "" if n_processes == 1 else f"   {speed / alone:.2f} times as fast   (goal 1.80)"
+        print(f"  {n_processes} of {n_envs} copies each {speed:>10,.0f} steps/s{times}")
     print(f"  {n_bytes / 1e6:.2f} MB in {n_messages} sums per update")
     print("\n  as long communicating as computing (a ring, a fixed batch), from these numbers and assumed networks:")
     networks = {

@@ -133,6 +133,7 @@ class BatchVecEnv(VecEnv):
         n_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if n_threads == 0 and n_local_processes > 1:
             n_threads = max((os.cpu_count() or 1) // n_local_processes, 1)
+        self.n_threads = n_threads or os.cpu_count() or 1
         self.simulation = self.task.make_simulation(n_envs, n_threads)
         super().__init__(n_envs, self.envs[0].observation_space, self.envs[0].action_space)
         self.metadata = self.envs[0].metadata
