@@ -116,6 +116,66 @@ def test_the_tables_in_the_docs_are_those_of_the_committed_runs(promise):
     assert runs in (results / "promise.md").read_text()
 
 
+@pytest.fixture
+def velocity(promise, monkeypatch, capfd):
+    import velocity_benchmark
+
+    def main(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["velocity_benchmark.py", *args])
+        velocity_benchmark.main()
+        return capfd.readouterr().out
+
+    return main
+
+
+def write_run(path: Path, n_rollouts: int, returns: float, j: list[float]) -> None:
+    steps = 20_000 * np.arange(1, n_rollouts + 1)
+    costs = np.resize(j, n_rollouts)
+    run = pd.DataFrame({"steps": steps, "return": returns, "episodes": 50, "J cost": costs, "limit cost": 25.0})
+    run.to_csv(path, index=False)
+
+
+def test_the_velocity_benchmark_is_measured_as_what_is_published_is(velocity, tmp_path):
+    write_run(tmp_path / "SafeAntVelocity-v0_seed0.csv", 50, 1000.0, [20.0])
+    write_run(tmp_path / "SafeAntVelocity-v0_seed1.csv", 100, 2000.0, [20.0, 30.0])
+    way, late = velocity("show", str(tmp_path), "--output", str(tmp_path / "drawn")).strip().split("\n\n")
+    rows = [line.strip("| ").split(" | ") for line in way.splitlines()]
+    # Ten rollouts before a million steps of both seeds, before two of one
+    assert rows[2][:5] == ["SafeAntVelocity-v0", "sb3-cpo", "2", "1500 / 22.5", "2000 / 25.0"]
+    assert rows[3][:5] == ["SafeAntVelocity-v0", "CPO", "5", "1306 / 17.7", "2325 / 19.5"]
+    rows = [line.strip("| ").split(" | ") for line in late.splitlines()]
+    # Half of the longer run is over the limit by 5: 50 rollouts, mean over two seeds
+    assert rows[2] == ["SafeAntVelocity-v0", "sb3-cpo", "1M", "2", "1500", "22.5", "25%", "25%", "25", "125"]
+    assert rows[3] == ["SafeAntVelocity-v0", "CPO", "10M", "5", "3088", "19.7", "31%", "29%", "60", "1357"]
+    assert (tmp_path / "drawn" / "velocity.png").exists()
+    with pytest.raises(SystemExit, match="no finished run"):
+        velocity("show", str(tmp_path / "nothing"))
+
+
+def test_the_last_policies_are_played_without_noise(promise, velocity, tmp_path):
+    settings = json.dumps({"n_steps": 100, "batch_size": 100, "n_critic_updates": 1})
+    args = ("run", "--group", "velocity", "--only", "SafeHopperVelocity-v0", "--seeds", "0", "--steps", "2000")
+    promise(*args, "--settings", settings, "--output", "out")
+    velocity("evaluate", "out", "--episodes", "2")
+    (row,) = pd.read_csv(tmp_path / "out" / "deterministic.csv").to_dict("records")
+    assert (row["task"], row["seed"], row["steps"], row["episodes"]) == ("SafeHopperVelocity-v0", 0, 2000, 2)
+    # The same policy from the same seed
+    before = row["ep_rew_mean"]
+    velocity("evaluate", "out", "--episodes", "2")
+    assert pd.read_csv(tmp_path / "out" / "deterministic.csv")["ep_rew_mean"].item() == before
+    *_, last = velocity("show", "out").strip().split("\n\n")
+    assert last.splitlines()[2].endswith("| 1714 / 13.4 | 1716 / 7.5 (CUP) |")
+    with pytest.raises(SystemExit, match="no checkpoint"):
+        velocity("evaluate", str(tmp_path))
+
+
+def test_the_tables_of_the_velocity_page_are_those_of_the_committed_runs(velocity):
+    results = SCRIPTS.parent / "docs" / "results"
+    page = (results / "velocity.md").read_text()
+    for table in velocity("show", str(results / "promise")).strip().split("\n\n"):
+        assert table in page
+
+
 def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules["promise"].GROUPS, "small", ("NoSuchTask-v0", "double integrator"))
     with pytest.raises(SystemExit, match=r"1 of 2 runs failed: out/NoSuchTask-v0_seed0\.csv"):

@@ -1,0 +1,203 @@
+"""
+The velocity benchmark: CPO with its defaults beside what is published, measured in the same way.
+
+    python scripts/experiments/promise.py run --group velocity --seeds 0 1 2 --steps 1e7 --output results/promise
+    python scripts/experiments/velocity_benchmark.py evaluate results/promise
+    python scripts/experiments/velocity_benchmark.py show results/promise --output docs/results/velocity
+
+`show` prints the tables and draws return and cost over training; points are published means. J is that of the stochastic
+training policy, over the last 50 episodes (of more, where a rollout has more), after every 20,000 steps. `evaluate` plays the
+last policies without noise, which is how OmniSafe measures. Published numbers: docs/results/velocity/published*.csv.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from promise import VELOCITY, markdown, smoothed
+
+from sb3_cpo import CPO, evaluate_policy, make_vec_env
+from sb3_cpo.checkpoints import list_checkpoints
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
+
+from sb3_cpo.plotting import Run, align, bootstrap_band
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "velocity"
+LIMIT = 25.0
+MARKS = (1e6, 2e6, 3e6, 5e6, 1e7)
+# Published values on the way are means over so many epochs of 20,000 steps before the mark
+EPOCHS = 10
+OURS = "sb3-cpo"
+MARKERS = {"CPO": "o", "C-TRPO": "s", "PPO-Lagrangian": "^"}
+DETERMINISTIC = "deterministic.csv"
+
+
+def load(folder: Path, task: str) -> list[pd.DataFrame]:
+    """One table per seed, with the smoothed J."""
+    runs = [pd.read_csv(path) for path in sorted(folder.glob(f"{task}_seed*.csv"))]
+    return [run.assign(J=smoothed(run["J cost"].to_numpy(), run["episodes"].to_numpy())) for run in runs]
+
+
+def on_the_way(folder: Path) -> list[dict[str, Any]]:
+    """Return / cost at the marks: ours, mean over seeds, and what is published."""
+    published = pd.read_csv(PUBLISHED / "published.csv")
+    rows = []
+    for task in VELOCITY:
+        if not (runs := load(folder, task)):
+            continue
+        row: dict[str, Any] = {"task": task, "method": OURS, "seeds": len(runs)}
+        for mark in MARKS:
+            there = [run[run["steps"] <= mark].tail(EPOCHS) for run in runs if run["steps"].iloc[-1] >= mark]
+            means = [[part["return"].mean(), part["J"].mean()] for part in there]
+            row[f"{mark / 1e6:g}M"] = as_pair(*np.mean(means, axis=0)) if means else ""
+        rows.append(row)
+        for method, group in published[published["task"] == task].groupby("method", sort=False):
+            at = {f"{line['steps'] / 1e6:g}M": as_pair(line["return"], line["cost"]) for line in group.to_dict("records")}
+            rows.append({"task": task, "method": method, "seeds": 5, **{key: at.get(key, "") for key in list(row)[3:]}})
+    return rows
+
+
+def as_pair(value: float, cost: float) -> str:
+    return f"{value:.4g} / {cost:.1f}"
+
+
+def last_fifth(folder: Path) -> list[dict[str, Any]]:
+    """Of whole runs: ours, as long as they are, and published ones of ten million steps."""
+    published = pd.read_csv(PUBLISHED / "published_last_fifth.csv")
+    rows = []
+    for task in VELOCITY:
+        if not (runs := load(folder, task)):
+            continue
+        measures = []
+        for run in runs:
+            late = run.tail(max(len(run) // 5, 1))
+            measures.append(
+                {
+                    "return": late["return"].mean(),
+                    "cost": late["J"].mean(),
+                    "over, all": (run["J"] > LIMIT).mean(),
+                    "over, late": (late["J"] > LIMIT).mean(),
+                    "highest J": run["J"].max(),
+                    "regret": (run["J"] - LIMIT).clip(lower=0).sum(),
+                }
+            )
+        means = pd.DataFrame(measures).mean().to_dict()
+        steps = min(int(run["steps"].iloc[-1]) for run in runs)
+        rows.append({"task": task, "method": OURS, "steps": f"{steps / 1e6:g}M", "seeds": len(runs), **means})
+        for line in published[published["task"] == task].to_dict("records"):
+            values = {key.replace("over ", "over, "): value for key, value in line.items() if key not in ("task", "method")}
+            rows.append({"task": task, "method": line["method"], "steps": "10M", "seeds": 5, **values})
+    for row in rows:
+        row |= {"cost": f"{row['cost']:.1f}", "highest J": f"{row['highest J']:.0f}", "regret": f"{row['regret']:.0f}"}
+    return rows
+
+
+def deterministic(folder: Path) -> list[dict[str, Any]]:
+    """Return / cost of the last policies without noise, mean over seeds, beside OmniSafe's table."""
+    if not (folder / DETERMINISTIC).exists():
+        return []
+    ours = pd.read_csv(folder / DETERMINISTIC)
+    rows = []
+    for line in pd.read_csv(PUBLISHED / "published_deterministic.csv").to_dict("records"):
+        runs = ours[ours["task"] == line["task"]]
+        if len(runs):
+            own = {"steps": f"{runs['steps'].min() / 1e6:g}M", "seeds": len(runs)}
+            rows.append(
+                {
+                    "task": line["task"],
+                    **own,
+                    OURS: as_pair(runs["ep_rew_mean"].mean(), runs["ep_cost_mean"].mean()),
+                    "CPO of OmniSafe, 10M": line["CPO"],
+                    "best of its twenty, 10M": f"{line['best of twenty']} ({line['which']})",
+                }
+            )
+    return rows
+
+
+def evaluate(folder: Path, n_episodes: int) -> pd.DataFrame:
+    """Play the last policies of the runs in a folder without noise."""
+    rows = []
+    for task in VELOCITY:
+        for checkpoints in sorted(folder.glob(f"{task}_seed*.checkpoints")):
+            if not (names := list_checkpoints(checkpoints)):
+                continue
+            model = CPO.load(names[0], device="cpu")
+            # From a seed that no training has
+            env = make_vec_env(task, n_envs=1, seed=1_000_000)
+            rewards, _, costs = evaluate_policy(model, env, n_episodes, return_episode_rewards=True)
+            seed = int(checkpoints.stem.rsplit("_seed", 1)[1])
+            rows.append({"task": task, "seed": seed, "steps": model.num_timesteps, "episodes": n_episodes})
+            rows[-1] |= {"ep_rew_mean": np.mean(rewards), "ep_cost_mean": costs.mean()}
+            print(rows[-1], flush=True)
+    if not rows:
+        raise SystemExit(f"no checkpoint of a run in {folder}")
+    return pd.DataFrame(rows)
+
+
+def draw(folder: Path, path: Path) -> None:
+    """Return above, J below, a column per task; points are published means."""
+    published = pd.read_csv(PUBLISHED / "published.csv")
+    groups = {task: runs for task in VELOCITY if (runs := load(folder, task))}
+    figure, axes = plt.subplots(
+        2, len(groups), figsize=(3.1 * len(groups), 5), sharex="col", layout="constrained", squeeze=False
+    )
+    for (return_axis, cost_axis), (task, logs) in zip(axes.T, groups.items(), strict=True):
+        runs = align([Run(log["steps"].to_numpy(), log["return"].to_numpy(), {"": log["J"].to_numpy()}, {}) for log in logs])
+        for axis, values in ((return_axis, [run.returns for run in runs]), (cost_axis, [run.costs[""] for run in runs])):
+            band = bootstrap_band(np.array(values))
+            axis.plot(runs[0].steps, band.iqm, color="C0", label=OURS)
+            axis.fill_between(runs[0].steps, band.low, band.high, color="C0", alpha=0.2, linewidth=0)
+        for index, (method, marker) in enumerate(MARKERS.items(), start=1):
+            points = published[(published["task"] == task) & (published["method"] == method)]
+            points = points[points["steps"] <= runs[0].steps[-1] * 1.001]
+            for axis, column in ((return_axis, "return"), (cost_axis, "cost")):
+                axis.plot(points["steps"], points[column], marker, color=f"C{index}", label=method, markersize=5)
+        cost_axis.axhline(LIMIT, color="black", linestyle="--", label=f"limit {LIMIT:g}")
+        seeds = f"{len(logs)} seed{'s' if len(logs) > 1 else ''}"
+        return_axis.set_title(f"{task.removeprefix('Safe').removesuffix('Velocity-v0')} ({seeds})", fontsize="medium")
+        # Two published values of the cost are far above: what is near the limit must be read
+        cost_axis.set_ylim(0, 2 * LIMIT)
+        cost_axis.set_xlabel("environment steps")
+        for axis in (return_axis, cost_axis):
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[0, 0].set_ylabel("return of an episode")
+    axes[1, 0].set_ylabel("J, cost of an episode")
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="print the tables, draw the picture")
+    show.add_argument("folder", type=Path, help="what promise.py has left")
+    show.add_argument("--output", type=Path, help="folder for the picture")
+    play = commands.add_parser("evaluate", help="play the last policies without noise")
+    play.add_argument("folder", type=Path)
+    play.add_argument("--episodes", type=int, default=20)
+    args = parser.parse_args()
+    if args.command == "evaluate":
+        table = evaluate(args.folder, args.episodes)
+        table.to_csv(args.folder / DETERMINISTIC, index=False, float_format="%.5g")
+        return
+    parts = [rows for rows in (on_the_way(args.folder), last_fifth(args.folder), deterministic(args.folder)) if rows]
+    if not parts:
+        raise SystemExit(f"no finished run of a velocity task in {args.folder}")
+    print("\n\n".join(map(markdown, parts)))
+    if args.output is not None:
+        draw(args.folder, args.output / "velocity.png")
+
+
+if __name__ == "__main__":
+    main()
