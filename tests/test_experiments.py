@@ -106,7 +106,19 @@ def test_promise_averages_over_seeds(promise, tmp_path):
     summary = promise("show", str(tmp_path)).splitlines()[2]
     # From the second rollout on: 25 and 20, 25 and 30 of 25; the first update is none of "since"
     beside = "published CPO 1306 / 17.7 at 1e6"
-    assert summary == f"| SafeAntVelocity-v0 | cost | 3 | 2 | 1.00 | 25% | 50% | 25 | 20 to 30 | {beside} |"
+    assert summary == f"| SafeAntVelocity-v0 | cost | 3 | 2 | 1.00 | 25% |  | 50% | 25 | 20 to 30 | {beside} |"
+
+
+def test_what_the_error_of_j_alone_puts_over_the_limit(promise):
+    share_by_error = sys.modules["promise"].share_by_error
+    j, many = np.full(20, 0.8), np.full(20, 50)
+    # A standard deviation below the limit, and two where a rollout has a quarter of the episodes that are averaged
+    np.testing.assert_allclose(share_by_error(j, np.full(20, 0.2), many), 0.1587, atol=1e-4)
+    np.testing.assert_allclose(share_by_error(j, np.full(20, 0.2), many / 4), 0.0228, atol=1e-4)
+    np.testing.assert_allclose(share_by_error(2 - j, np.full(20, 0.2), many), 0.8413, atol=1e-4)
+    # Without an error, what is expected is what comes
+    j[10:] = 1.3
+    assert share_by_error(j, np.zeros(20), many).tolist() == [0.0] * 9 + [1.0] * 11
 
 
 def test_the_tables_in_the_docs_are_those_of_the_committed_runs(promise):

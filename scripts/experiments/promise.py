@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from runs import Run, run_all
+from scipy import stats
 from small_tasks import SMALL_TASKS, missing_package
 
 from sb3_cpo import CPO, make_vec_env
@@ -58,7 +59,8 @@ def make_row(log: dict[str, Any]) -> dict[str, Any]:
         if key.startswith(COST):
             suffix = key.removeprefix(COST)
             name = suffix.removeprefix("/") or "cost"
-            row |= {f"J {name}": cost, f"limit {name}": log[f"rollout/cost_limit{suffix}"]}
+            error = log.get(f"rollout/ep_cost_std_error{suffix}", np.nan)
+            row |= {f"J {name}": cost, f"error {name}": error, f"limit {name}": log[f"rollout/cost_limit{suffix}"]}
     return row
 
 
@@ -80,6 +82,19 @@ def smoothed(j: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
     return np.array(means)
 
 
+def share_by_error(share: np.ndarray, error: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
+    """
+    After each rollout, the probability that the mean cost of 50 episodes is over the limit where the expected one is what ten
+    rollouts around show.
+
+    :param share: J over the limit
+    :param error: its standard error, NaN where it is not known
+    """
+    around = pd.Series(share).rolling(11, center=True, min_periods=1).mean().to_numpy()
+    error = error * np.sqrt(np.minimum(n_episodes / WINDOW, 1))
+    return np.where(error > 0, stats.norm.sf((1 - around) / np.where(error > 0, error, 1)), around > 1)
+
+
 def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
     """
     One row per constraint: all of the run, its last fifth, and from the first time that J reaches the limit (from below or
@@ -92,6 +107,10 @@ def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
         is_there = share <= 1 if share[0] > 1 else share >= 1
         first = int(np.argmax(is_there))
         fifty = smoothed(share, run["episodes"].to_numpy())
+        error = (run.get(f"error {name}", pd.Series(np.nan, run.index)) / run[f"limit {name}"]).to_numpy()
+        by_error = (
+            share_by_error(share, error, run["episodes"].to_numpy()) if np.isfinite(error).any() else np.full(len(run), np.nan)
+        )
         rows.append(
             {
                 "cost": name,
@@ -99,6 +118,7 @@ def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
                 "mean J / limit": share[first:].mean(),
                 "over, all": np.mean(fifty > 1),
                 "over, since": np.mean(fifty[first:] > 1),
+                "by error": by_error[first:].mean(),
                 "over, late": np.mean(fifty[late] > 1),
                 "highest since": fifty[first:].max(),
                 "return": run["return"].iloc[late].mean(),
@@ -141,7 +161,8 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (task, cost, n_steps), group in groups.items():
         returns = [row["return"] for row in group]
         means = {
-            key: np.mean([row[key] for row in group]) for key in ("mean J / limit", "over, since", "over, late", "return")
+            key: np.mean([row[key] for row in group])
+            for key in ("mean J / limit", "over, since", "by error", "over, late", "return")
         }
         spread = "" if len(group) == 1 else f"{min(returns):.4g} to {max(returns):.4g}"
         row = {"task": task, "cost": cost, "steps": n_steps, "seeds": len(group), **means, "from to": spread}
@@ -156,8 +177,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = dict(row)
         for key in row:
-            if key.startswith("over"):
-                cells[key] = f"{row[key]:.0%}"
+            if key.startswith("over") or key == "by error":
+                cells[key] = "" if np.isnan(row[key]) else f"{row[key]:.0%}"
             elif key in ("mean J / limit", "highest since"):
                 cells[key] = f"{row[key]:.2f}"
             elif key == "return":
