@@ -59,9 +59,9 @@ def believed_share(gram: np.ndarray, honest: np.ndarray, coefficients: np.ndarra
     Which part of the decrease that a step has on its batch is no noise, between 0 and 1, over the violated constraints.
 
     :param coefficients: (1 + n_costs,) of the signals' natural gradients in the step
-    :param violation: (n_costs,) episode cost minus limit
+    :param violation: (n_costs,) episode cost minus limit; 0 for constraints whose gradient vanishes: they say nothing
     """
-    own = np.diagonal(gram)[1:]
-    weights = np.divide(np.maximum(violation, 0.0), own, out=np.zeros(len(own)), where=own > 0)
+    is_violated = violation > 0
+    weights = np.divide(violation, np.diagonal(gram)[1:], out=np.zeros(len(violation)), where=is_violated)
     on_batch, believed = (-weights @ (products @ coefficients)[1:] for products in (gram, honest))
     return float(np.clip(believed / on_batch, 0.0, 1.0)) if on_batch > 0 else 1.0

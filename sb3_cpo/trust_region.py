@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_cpo.dual import Dual, is_row_vanishing, recovery_coefficients, solve_dual
+from sb3_cpo.dual import VANISHING, Dual, is_row_vanishing, recovery_coefficients, solve_dual
 from sb3_cpo.fisher import Product, flat_grad, hessian_products
 from sb3_cpo.gradient_noise import believed_share, constraint_basis, subtract_noise
 
@@ -71,7 +71,7 @@ class TrustRegionStep(NamedTuple):
     is_vanishing: np.ndarray
     """Constraints whose gradient is zero: no change of the policy near this one changes their cost."""
     reachable_cost_change: np.ndarray
-    """sqrt(2 target_kl b_i.H^-1 b_i): the most by which one update can change each cost."""
+    """sqrt(2 target_kl b_i.H^-1 b_i): the most by which a step through the whole trust region can change each cost."""
     cg_residual: float
     """Largest relative residual of the conjugate gradients."""
     rejections: dict[str, int]
@@ -145,7 +145,8 @@ def line_search(
     :param optimism: (n_costs,) by how much the whole step lowers the surrogates, but not the costs (noise of the batch)
     """
     old_params = th.cat([param.detach().flatten() for param in params])
-    room = th.as_tensor(np.maximum(-violation, 0.0), dtype=old.costs.dtype, device=old.costs.device)
+    # Of a violated cost that nothing can change, rounding may be what rises
+    room = th.as_tensor(np.maximum(-violation, VANISHING * violation), dtype=old.costs.dtype, device=old.costs.device)
     hidden_rise = th.zeros_like(old.costs) if optimism is None else th.as_tensor(optimism).to(old.costs)
     is_violated = bool((violation > 0).any())
     rejections = dict.fromkeys(REJECTIONS, 0)
@@ -222,6 +223,10 @@ def trust_region_step(
     honest, gradient_noise = gram, None
     if probe is not None:
         honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], probe.n_episodes)
+        # The direction of a gradient that is rounding errors is as arbitrary
+        is_vanishing = np.append(False, is_row_vanishing(gram[1:, 1:], violation, target_kl))
+        if is_vanishing.any():
+            gram, honest = (np.where(is_vanishing | is_vanishing[:, None], 0.0, matrix) for matrix in (gram, honest))
     solutions, gradients = solutions[:n_signals], gradients[:n_signals]
 
     # 3. The trust-region problem, in these n_costs + 1 directions
@@ -232,7 +237,10 @@ def trust_region_step(
         lam, nu = 0.0, np.zeros(len(violation))
         coefficients = -recovery_coefficients(S, violation, target_kl) @ basis
         # Along noise, a policy only gets worse: of the trust region, a recovery uses the share that it can believe in
-        coefficients = coefficients * np.sqrt(believed_share(gram, honest, coefficients, violation))
+        excess = np.where(is_row_vanishing(S, violation, target_kl), 0.0, violation)
+        allowed = 2 * target_kl * believed_share(gram, honest, coefficients, excess)
+        if (squared_length := coefficients @ gram @ coefficients) > allowed:
+            coefficients = coefficients * np.sqrt(allowed / squared_length)
     else:
         lam, nu = dual.lam, dual.nu
         coefficients = -dual.b_coef @ basis

@@ -191,9 +191,52 @@ def test_what_a_recovery_believes_is_that_of_the_violated_constraints():
     assert believed_share(gram, honest, both, np.array([-1.0, 5.0])) == 1.0
     # Violations count in units of what each constraint can be changed by
     assert believed_share(gram, honest, both, np.array([4.0, 9.0])) == (1.0 + 9.0) / (4.0 + 9.0)
-    # A constraint that nothing can change says nothing
-    gram[1, 1] = honest[1, 1] = 0.0
-    assert believed_share(gram, honest, both, np.array([5.0, -1.0])) == 1.0
+    # What one signal's gradient does to another's cost counts, too
+    gram, honest = (np.array([[1.0, 0.5, x], [0.5, y, 0.2], [x, 0.2, 9.0]]) for x, y in ((0.3, 4.0), (0.1, 1.0)))
+    skewed = np.array([-1.0, -1.0, -2.0])
+    assert believed_share(gram, honest, skewed, np.array([5.0, -1.0])) == pytest.approx((0.5 + 1.0 + 0.4) / (0.5 + 4.0 + 0.4))
+    # A share is between nothing and all
+    assert believed_share(honest, gram, skewed, np.array([5.0, -1.0])) == 1.0
+    assert believed_share(gram, -honest, skewed, np.array([5.0, -1.0])) == 0.0
+
+
+class TwoCosts(Problem):
+    """The first cost is that of the problem, the second one has a gradient of rounding errors, or none."""
+
+    def __init__(self, scale, seed):
+        super().__init__(noise=0.1)
+        self.others = th.as_tensor(scale * np.random.default_rng(seed).normal(size=(8, 12)))
+
+    def evaluate(self):
+        surrogates = super().evaluate()
+        return surrogates._replace(costs=th.cat([surrogates.costs, (self.others @ self.params[0]).sum().reshape(1)]))
+
+    def probe(self):
+        probe = super().probe()
+        signs = th.as_tensor(list(product([-1.0, 1.0], repeat=8)), dtype=th.float64)
+        return probe._replace(costs=th.cat([probe.costs, (signs @ (self.others @ self.params[0])).unsqueeze(1)], dim=1))
+
+    def step(self, violation):
+        with th.no_grad():
+            self.params[0].zero_()
+        return trust_region_step(self.params, self.evaluate, np.array(violation), 0.02, cg_damping=0.0, probe_noise=self.probe)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_cost_that_nothing_can_change_does_not_decide_how_far_a_recovery_goes(seed):
+    without, rounding = TwoCosts(0.0, seed), TwoCosts(1e-14, seed)
+    step, other = without.step([5.0, 5.0]), rounding.step([5.0, 5.0])
+    assert not step.is_feasible
+    assert not other.is_feasible
+    assert step.predicted_cost_change[0] < 0
+    th.testing.assert_close(rounding.params[0].detach(), without.params[0].detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_recovery_that_ends_within_what_can_be_believed_is_not_shortened():
+    """The second cost can never be lowered, the first one by what it must."""
+    step = TwoCosts(0.0, 0).step([0.05, 5.0])
+    assert not step.is_feasible
+    np.testing.assert_allclose(step.predicted_cost_change[0], -0.05, rtol=1e-6)
 
 
 def test_the_line_search_does_not_take_noise_for_a_lower_cost():
