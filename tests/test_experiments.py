@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from sb3_cpo import find_checkpoint
 
@@ -89,6 +91,7 @@ def test_promise_runs_what_is_not_done_and_shows_a_table(promise, monkeypatch):
     assert [line.split(" | ")[2] for line in runs[2:]] == ["cost_speed", "cost_force"]
     path = Path("out") / "double integrator_seed0.csv"
     written = path.read_bytes()
+    assert {"J cost_speed", "error cost_speed", "limit cost_speed"} <= {*pd.read_csv(path)}
     assert f"{path}: there already" in promise(*args, "200")
     # Other settings under the same name, or less
     for others in (("100",), ("200", "--settings", "{}")):
@@ -115,10 +118,15 @@ def test_what_the_error_of_j_alone_puts_over_the_limit(promise):
     # A standard deviation below the limit, and two where a rollout has a quarter of the episodes that are averaged
     np.testing.assert_allclose(share_by_error(j, np.full(20, 0.2), many), 0.1587, atol=1e-4)
     np.testing.assert_allclose(share_by_error(j, np.full(20, 0.2), many / 4), 0.0228, atol=1e-4)
-    np.testing.assert_allclose(share_by_error(2 - j, np.full(20, 0.2), many), 0.8413, atol=1e-4)
-    # Without an error, what is expected is what comes
-    j[10:] = 1.3
-    assert share_by_error(j, np.zeros(20), many).tolist() == [0.0] * 9 + [1.0] * 11
+    # Over the limit itself, and without an error, nothing is by error
+    assert not share_by_error(2 - j, np.full(20, 0.2), many).any()
+    assert not share_by_error(j, np.zeros(20), many).any()
+    # In a run, in units of its limit, from the first time that it is reached
+    run = pd.DataFrame({"steps": range(20), "return": 0, "episodes": 50, "J cost": [2.5, *[2.0] * 19], "error cost": 0.5})
+    (row,) = sys.modules["promise"].judge(run.assign(**{"limit cost": 2.5}))
+    around = [2 + 0.5 / (6 + index) if index < 6 else 2.0 for index in range(20)]
+    expected = np.mean([norm.sf((2.5 - mean) / 0.5) for mean in around])
+    assert row["by error"] == pytest.approx(expected)
 
 
 def test_the_tables_in_the_docs_are_those_of_the_committed_runs(promise):
@@ -150,15 +158,17 @@ def write_run(path: Path, n_rollouts: int, returns: float, j: list[float]) -> No
 def test_the_velocity_benchmark_is_measured_as_what_is_published_is(velocity, tmp_path):
     write_run(tmp_path / "SafeAntVelocity-v0_seed0.csv", 50, 1000.0, [20.0])
     write_run(tmp_path / "SafeAntVelocity-v0_seed1.csv", 100, 2000.0, [20.0, 30.0])
+    write_run(tmp_path / "SafeAntVelocity-v0_seed2.csv", 100, 3000.0, [20.0, 40.0])
     way, late = velocity("show", str(tmp_path), "--output", str(tmp_path / "drawn")).strip().split("\n\n")
     rows = [line.strip("| ").split(" | ") for line in way.splitlines()]
-    # Ten rollouts before a million steps of both seeds, before two of one
-    assert rows[2][:5] == ["SafeAntVelocity-v0", "sb3-cpo", "2", "1500 / 22.5", "2000 / 25.0"]
+    # Ten rollouts before a million steps of all seeds, before two of those that are as long
+    assert rows[2][:5] == ["SafeAntVelocity-v0", "sb3-cpo", "3", "2000 / 25.0", "2500 / 27.5 (2)"]
     assert rows[3][:5] == ["SafeAntVelocity-v0", "CPO", "5", "1306 / 17.7", "2325 / 19.5"]
     rows = [line.strip("| ").split(" | ") for line in late.splitlines()]
-    # Half of the longer run is over the limit by 5: 50 rollouts, mean over two seeds
-    assert rows[2] == ["SafeAntVelocity-v0", "sb3-cpo", "1M", "2", "1500", "22.5", "25%", "25%", "25", "125"]
-    assert rows[3] == ["SafeAntVelocity-v0", "CPO", "10M", "5", "3088", "19.7", "31%", "29%", "60", "1357"]
+    # Half of the longer runs is over the limit, by 5 and by 15; runs of another length have a row of their own
+    assert rows[2] == ["SafeAntVelocity-v0", "sb3-cpo", "1M", "1", "1000", "20.0", "0%", "0%", "20", "0"]
+    assert rows[3] == ["SafeAntVelocity-v0", "sb3-cpo", "2M", "2", "2500", "27.5", "50%", "50%", "40", "500"]
+    assert rows[4] == ["SafeAntVelocity-v0", "CPO", "10M", "5", "3088", "19.7", "31%", "29%", "60", "1357"]
     assert (tmp_path / "drawn" / "velocity.png").exists()
     with pytest.raises(SystemExit, match="no finished run"):
         velocity("show", str(tmp_path / "nothing"))
@@ -218,13 +228,25 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path):
     assert resumed.read_text() == whole.read_text()
 
 
-def test_a_run_that_is_done_can_be_made_longer(promise, tmp_path):
+def test_a_run_that_is_done_can_be_made_longer(promise, tmp_path, capfd):
     args = (*PROMISE, "--only", "double integrator", "--save-every", "1000")
     promise(*args, "--steps", "300")
     promise(*args, "--steps", "600")
     promise(*args, "--steps", "600", "--output", "whole")
     longer, whole = (tmp_path / folder / "double integrator_seed0.csv" for folder in ("out", "whole"))
     assert len(pd.read_csv(whole)) == 6
+    assert longer.read_text() == whole.read_text()
+    # On its way to more, or without the checkpoint from which it would go on, it stays as it is
+    description = longer.with_suffix(".json")
+    description.write_text(json.dumps({**json.loads(description.read_text()), "steps": 300}))
+    with pytest.raises(SystemExit):
+        promise(*args, "--steps", "500")
+    shutil.rmtree(longer.with_suffix(".checkpoints"))
+    with pytest.raises(SystemExit):
+        promise(*args, "--steps", "900")
+    errors = capfd.readouterr().err
+    assert "is on its way to 600 steps, 500 are fewer" in errors
+    assert "no checkpoint in double integrator_seed0.checkpoints" in errors
     assert longer.read_text() == whole.read_text()
 
 

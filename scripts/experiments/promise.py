@@ -84,15 +84,15 @@ def smoothed(j: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
 
 def share_by_error(share: np.ndarray, error: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
     """
-    After each rollout, the probability that the mean cost of 50 episodes is over the limit where the expected one is what ten
-    rollouts around show.
+    After each rollout, the probability that the mean cost of 50 episodes is over the limit by its error alone: where the
+    expected one, what the ten rollouts around show, is within it. 0 where that is over the limit itself.
 
     :param share: J over the limit
     :param error: its standard error, NaN where it is not known
     """
     around = pd.Series(share).rolling(11, center=True, min_periods=1).mean().to_numpy()
     error = error * np.sqrt(np.minimum(n_episodes / WINDOW, 1))
-    return np.where(error > 0, stats.norm.sf((1 - around) / np.where(error > 0, error, 1)), around > 1)
+    return np.where((error > 0) & (around <= 1), stats.norm.sf((1 - around) / np.where(error > 0, error, 1)), 0.0)
 
 
 def judge(run: pd.DataFrame) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ import torch as th
 from stable_baselines3.common.logger import KVWriter, Logger, filter_excluded_keys
 
 from sb3_cpo import TrainingCheckpoint
-from sb3_cpo.checkpoints import list_checkpoints
+from sb3_cpo.checkpoints import find_checkpoint, list_checkpoints
 from sb3_cpo.checkpoints.files import write_atomically
 
 Row = dict[str, Any]
@@ -104,12 +104,18 @@ def train(path: Path, run: Run, make_model: MakeModel, make_row: MakeRow = dict,
     rows: list[Row] = []
     model = make_model(run)
     if list_checkpoints(folder):
+        if (asked := find_checkpoint(folder).state["total_timesteps"]) > run.steps:
+            raise ValueError(f"{path} is on its way to {asked:,} steps, {run.steps:,} are fewer: choose another folder")
         model = type(model).resume(folder, model.get_env(), model.device)
+    elif path.exists():
+        raise ValueError(f"{path} has no checkpoint in {folder.name} to go on from: choose another folder")
     model.set_logger(Logger(None, [_Rows(rows, make_row)]))
     print(f"{path}: from step {model.num_timesteps:,} to {run.steps:,}", file=sys.stderr, flush=True)
-    model.learn(run.steps, callback=TrainingCheckpoint(1, folder, n_kept=1, min_seconds=save_every))
-    write_atomically(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g").encode())
+    model.learn(run.steps, callback=TrainingCheckpoint(1, folder, n_kept=2, min_seconds=save_every))
+    # The rows of a shorter run first: nobody finds them beside a longer description
+    path.unlink(missing_ok=True)
     write_atomically(description, json.dumps(run.describe()).encode())
+    write_atomically(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g").encode())
 
 
 def run_all(

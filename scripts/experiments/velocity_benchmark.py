@@ -45,7 +45,7 @@ def load(folder: Path, task: str) -> list[pd.DataFrame]:
 
 
 def on_the_way(folder: Path) -> list[dict[str, Any]]:
-    """Return / cost at the marks: ours, mean over seeds, and what is published."""
+    """Return / cost at the marks: ours, mean over seeds (how many are that long, if not all), and what is published."""
     published = pd.read_csv(PUBLISHED / "published.csv")
     rows = []
     for task in VELOCITY:
@@ -55,7 +55,8 @@ def on_the_way(folder: Path) -> list[dict[str, Any]]:
         for mark in MARKS:
             there = [run[run["steps"] <= mark].tail(EPOCHS) for run in runs if run["steps"].iloc[-1] >= mark]
             means = [[part["return"].mean(), part["J"].mean()] for part in there]
-            row[f"{mark / 1e6:g}M"] = as_pair(*np.mean(means, axis=0)) if means else ""
+            fewer = f" ({len(there)})" if len(there) < len(runs) else ""
+            row[f"{mark / 1e6:g}M"] = as_pair(*np.mean(means, axis=0)) + fewer if means else ""
         rows.append(row)
         for method, group in published[published["task"] == task].groupby("method", sort=False):
             at = {f"{line['steps'] / 1e6:g}M": as_pair(line["return"], line["cost"]) for line in group.to_dict("records")}
@@ -67,29 +68,36 @@ def as_pair(value: float, cost: float) -> str:
     return f"{value:.4g} / {cost:.1f}"
 
 
+def measure(run: pd.DataFrame) -> dict[str, float]:
+    """Of one whole run."""
+    late = run.tail(max(len(run) // 5, 1))
+    return {
+        "return": late["return"].mean(),
+        "cost": late["J"].mean(),
+        "over, all": (run["J"] > LIMIT).mean(),
+        "over, late": (late["J"] > LIMIT).mean(),
+        "highest J": run["J"].max(),
+        "regret": (run["J"] - LIMIT).clip(lower=0).sum(),
+    }
+
+
 def last_fifth(folder: Path) -> list[dict[str, Any]]:
-    """Of whole runs: ours, as long as they are, and published ones of ten million steps."""
+    """
+    Of whole runs: ours, a row for each length, and published ones of ten million steps. Means over seeds, of the highest J the
+    largest.
+    """
     published = pd.read_csv(PUBLISHED / "published_last_fifth.csv")
     rows = []
     for task in VELOCITY:
-        if not (runs := load(folder, task)):
+        lengths: dict[int, list[pd.DataFrame]] = {}
+        for run in load(folder, task):
+            lengths.setdefault(int(run["steps"].iloc[-1]), []).append(run)
+        for steps, runs in lengths.items():
+            measures = pd.DataFrame([measure(run) for run in runs])
+            means = {**measures.mean(), "highest J": measures["highest J"].max()}
+            rows.append({"task": task, "method": OURS, "steps": f"{steps / 1e6:g}M", "seeds": len(runs), **means})
+        if not lengths:
             continue
-        measures = []
-        for run in runs:
-            late = run.tail(max(len(run) // 5, 1))
-            measures.append(
-                {
-                    "return": late["return"].mean(),
-                    "cost": late["J"].mean(),
-                    "over, all": (run["J"] > LIMIT).mean(),
-                    "over, late": (late["J"] > LIMIT).mean(),
-                    "highest J": run["J"].max(),
-                    "regret": (run["J"] - LIMIT).clip(lower=0).sum(),
-                }
-            )
-        means = pd.DataFrame(measures).mean().to_dict()
-        steps = min(int(run["steps"].iloc[-1]) for run in runs)
-        rows.append({"task": task, "method": OURS, "steps": f"{steps / 1e6:g}M", "seeds": len(runs), **means})
         for line in published[published["task"] == task].to_dict("records"):
             values = {key.replace("over ", "over, "): value for key, value in line.items() if key not in ("task", "method")}
             rows.append({"task": task, "method": line["method"], "steps": "10M", "seeds": 5, **values})
@@ -128,6 +136,10 @@ def evaluate(folder: Path, n_episodes: int) -> pd.DataFrame:
             if not (names := list_checkpoints(checkpoints)):
                 continue
             model = CPO.load(names[0], device="cpu")
+            rows_of_run = checkpoints.with_suffix(".csv")
+            if not rows_of_run.exists() or pd.read_csv(rows_of_run)["steps"].iloc[-1] != model.num_timesteps:
+                print(f"{checkpoints}: skipped, the run goes on")
+                continue
             # From a seed that no training has
             env = make_vec_env(task, n_envs=1, seed=1_000_000)
             rewards, _, costs = evaluate_policy(model, env, n_episodes, return_episode_rewards=True)
@@ -161,7 +173,7 @@ def draw(folder: Path, path: Path) -> None:
         cost_axis.axhline(LIMIT, color="black", linestyle="--", label=f"limit {LIMIT:g}")
         seeds = f"{len(logs)} seed{'s' if len(logs) > 1 else ''}"
         return_axis.set_title(f"{task.removeprefix('Safe').removesuffix('Velocity-v0')} ({seeds})", fontsize="medium")
-        # Two published values of the cost are far above: what is near the limit must be read
+        # What is far above (the swimmer's beginning) is cut off: what is near the limit must be read
         cost_axis.set_ylim(0, 2 * LIMIT)
         cost_axis.set_xlabel("environment steps")
         for axis in (return_axis, cost_axis):
