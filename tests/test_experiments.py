@@ -194,8 +194,24 @@ def test_the_last_policies_are_played_without_noise(promise, velocity, tmp_path)
 def test_the_tables_of_the_velocity_page_are_those_of_the_committed_runs(velocity):
     results = SCRIPTS.parent / "docs" / "results"
     page = (results / "velocity.md").read_text()
-    for table in velocity("show", str(results / "promise")).strip().split("\n\n"):
+    others = str(results / "velocity" / "others")
+    for table in velocity("show", str(results / "promise"), "--others", others).strip().split("\n\n"):
         assert table in page
+
+
+def test_others_are_trained_under_the_same_conditions(velocity, tmp_path):
+    task = "SafeHopperVelocity-v0"
+    chosen = ("--algorithms", "PPO-Lagrangian", "--tasks", task, "--seeds", "0", "--steps", "20000")
+    velocity("others", *chosen, "--output", "others")
+    run = pd.read_csv(tmp_path / "others" / "PPO-Lagrangian" / f"{task}_seed0.csv")
+    # 20 copies, an episode of 1,000 steps each, as CPO has them
+    assert run["steps"].tolist() == [20_000]
+    assert run["limit cost"].tolist() == [25.0]
+    write_run(tmp_path / f"{task}_seed0.csv", 5, 1000.0, [20.0])
+    *_, table = velocity("show", str(tmp_path), "--others", "others", "--output", "drawn").strip().split("\n\n")
+    rows = [line.strip("| ").split(" | ")[:4] for line in table.splitlines()[2:]]
+    assert rows == [[task, "sb3-cpo", "0.1M", "1"], [task, "PPO-Lagrangian", "0.02M", "1"]]
+    assert (tmp_path / "drawn" / "others.png").exists()
 
 
 def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):

@@ -3,32 +3,41 @@ The velocity benchmark: CPO with its defaults beside what is published, measured
 
     python scripts/experiments/promise.py run --group velocity --seeds 0 1 2 --steps 1e7 --output results/promise
     python scripts/experiments/velocity_benchmark.py evaluate results/promise
-    python scripts/experiments/velocity_benchmark.py show results/promise --output docs/results/velocity
+    python scripts/experiments/velocity_benchmark.py others --tasks SafeHalfCheetahVelocity-v0 --output results/others
+    python scripts/experiments/velocity_benchmark.py show results/promise --others results/others --output results/drawn
 
 `show` prints the tables and draws return and cost over training; points are published means. J is that of the stochastic
 training policy, over the last 50 episodes (of more, where a rollout has more), after every 20,000 steps. `evaluate` plays the
-last policies without noise, which is how OmniSafe measures. Published numbers: docs/results/velocity/published*.csv.
+last policies without noise, which is how OmniSafe measures. `others` trains what CPO is compared with under the same
+conditions. Published numbers: docs/results/velocity/published*.csv.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import VELOCITY, markdown, smoothed
+from promise import VELOCITY, make_row, markdown, smoothed
+from runs import Run as Training
+from runs import run_all
 
-from sb3_cpo import CPO, evaluate_policy, make_vec_env
+from sb3_cpo import CPO, PDO, evaluate_policy, make_vec_env
 from sb3_cpo.checkpoints import list_checkpoints
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, FormatStrFormatter
 
 from sb3_cpo.plotting import Run, align, bootstrap_band
 
-PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "velocity"
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.append(str(DOCS / "examples"))
+from ppo_lagrangian import PPOLagrangian  # noqa: E402
+
+PUBLISHED = DOCS / "results" / "velocity"
 LIMIT = 25.0
 MARKS = (1e6, 2e6, 3e6, 5e6, 1e7)
 # Published values on the way are means over so many epochs of 20,000 steps before the mark
@@ -36,6 +45,16 @@ EPOCHS = 10
 OURS = "sb3-cpo"
 MARKERS = {"CPO": "o", "C-TRPO": "s", "PPO-Lagrangian": "^"}
 DETERMINISTIC = "deterministic.csv"
+# Class, and arguments that differ from the defaults
+OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "plain CPO": (CPO, {"n_noise_draws": 0}),
+    "PDO": (PDO, {}),
+    "PPO-Lagrangian": (PPOLagrangian, {}),
+}
+
+
+def make_other(run: Training) -> Any:
+    return OTHERS[run.algorithm][0]("MlpPolicy", run.task, seed=run.seed, device="cpu", **run.settings)
 
 
 def load(folder: Path, task: str) -> list[pd.DataFrame]:
@@ -81,29 +100,48 @@ def measure(run: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def by_length(runs: list[pd.DataFrame]) -> list[dict[str, Any]]:
+    """A row for each length of runs: means over seeds, of the highest J the largest."""
+    lengths: dict[int, list[pd.DataFrame]] = {}
+    for run in runs:
+        lengths.setdefault(int(run["steps"].iloc[-1]), []).append(run)
+    rows = []
+    for steps, group in lengths.items():
+        measures = pd.DataFrame([measure(run) for run in group])
+        means = {**measures.mean(), "highest J": measures["highest J"].max()}
+        rows.append({"steps": f"{steps / 1e6:g}M", "seeds": len(group), **means})
+    return rows
+
+
+def beside_others(folder: Path, others: Path) -> list[dict[str, Any]]:
+    """Whole runs of ours, and of the others under the same conditions, on the tasks that these have."""
+    methods = {OURS: folder, **{name: others / name for name in OTHERS}}
+    tasks = [task for task in VELOCITY if any(load(others / name, task) for name in OTHERS)]
+    rows = [
+        {"task": task, "method": name, **row}
+        for task in tasks
+        for name, at in methods.items()
+        for row in by_length(load(at, task))
+    ]
+    return [as_text(row) for row in rows]
+
+
+def as_text(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"cost": f"{row['cost']:.1f}", "highest J": f"{row['highest J']:.0f}", "regret": f"{row['regret']:.0f}"}
+
+
 def last_fifth(folder: Path) -> list[dict[str, Any]]:
-    """
-    Of whole runs: ours, a row for each length, and published ones of ten million steps. Means over seeds, of the highest J the
-    largest.
-    """
+    """Of whole runs: ours, a row for each length, and published ones of ten million steps."""
     published = pd.read_csv(PUBLISHED / "published_last_fifth.csv")
     rows = []
     for task in VELOCITY:
-        lengths: dict[int, list[pd.DataFrame]] = {}
-        for run in load(folder, task):
-            lengths.setdefault(int(run["steps"].iloc[-1]), []).append(run)
-        for steps, runs in lengths.items():
-            measures = pd.DataFrame([measure(run) for run in runs])
-            means = {**measures.mean(), "highest J": measures["highest J"].max()}
-            rows.append({"task": task, "method": OURS, "steps": f"{steps / 1e6:g}M", "seeds": len(runs), **means})
-        if not lengths:
+        if not (own := by_length(load(folder, task))):
             continue
+        rows += [{"task": task, "method": OURS, **row} for row in own]
         for line in published[published["task"] == task].to_dict("records"):
             values = {key.replace("over ", "over, "): value for key, value in line.items() if key not in ("task", "method")}
             rows.append({"task": task, "method": line["method"], "steps": "10M", "seeds": 5, **values})
-    for row in rows:
-        row |= {"cost": f"{row['cost']:.1f}", "highest J": f"{row['highest J']:.0f}", "regret": f"{row['regret']:.0f}"}
-    return rows
+    return [as_text(row) for row in rows]
 
 
 def deterministic(folder: Path) -> list[dict[str, Any]]:
@@ -189,12 +227,56 @@ def draw(folder: Path, path: Path) -> None:
     plt.close(figure)
 
 
+def draw_others(folder: Path, others: Path, path: Path) -> None:
+    """Return above, J below, of ours and of the others, a column per task."""
+    tasks = [task for task in VELOCITY if any(load(others / name, task) for name in OTHERS)]
+    figure, axes = plt.subplots(
+        2, len(tasks), figsize=(5 * len(tasks), 5.5), sharex="col", layout="constrained", squeeze=False
+    )
+    for (return_axis, cost_axis), task in zip(axes.T, tasks, strict=True):
+        longest = max(run["steps"].iloc[-1] for name in OTHERS for run in load(others / name, task))
+        for index, (name, at) in enumerate({OURS: folder, **{name: others / name for name in OTHERS}}.items()):
+            logs = [log[log["steps"] <= longest] for log in load(at, task)]
+            if not logs:
+                continue
+            runs = align(
+                [Run(log["steps"].to_numpy(), log["return"].to_numpy(), {"": log["J"].to_numpy()}, {}) for log in logs]
+            )
+            for axis, values in ((return_axis, [run.returns for run in runs]), (cost_axis, [run.costs[""] for run in runs])):
+                band = bootstrap_band(np.array(values))
+                axis.plot(runs[0].steps, band.iqm, color=f"C{index}", label=f"{name} ({len(logs)})")
+                axis.fill_between(runs[0].steps, band.low, band.high, color=f"C{index}", alpha=0.2, linewidth=0)
+        cost_axis.axhline(LIMIT, color="black", linestyle="--", label=f"limit {LIMIT:g}")
+        return_axis.set(title=task, ylabel="return of an episode")
+        # Up to a few times the limit the axis is linear; a penalty that rises too slowly lets the cost go to hundreds
+        cost_axis.set_yscale("symlog", linthresh=2 * LIMIT)
+        cost_axis.set(ylim=(0, None), xlabel="environment steps", ylabel="J, cost of an episode")
+        for axis in (return_axis, cost_axis):
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        cost_axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        cost_axis.set_yticks([0, 25, 50, 100, 200, 500, 1000])
+        cost_axis.set_ylim(0, 1000)
+        cost_axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="print the tables, draw the picture")
     show.add_argument("folder", type=Path, help="what promise.py has left")
-    show.add_argument("--output", type=Path, help="folder for the picture")
+    show.add_argument("--others", type=Path, help="what `others` has left")
+    show.add_argument("--output", type=Path, help="folder for the pictures")
+    train = commands.add_parser("others", help="train what CPO is compared with")
+    train.add_argument("--algorithms", nargs="+", choices=OTHERS, default=list(OTHERS))
+    train.add_argument("--tasks", nargs="+", choices=VELOCITY, default=["SafeHalfCheetahVelocity-v0", "SafeHopperVelocity-v0"])
+    train.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    train.add_argument("--steps", type=float, default=3e6)
+    train.add_argument("--output", type=Path, default=Path("results/others"))
+    train.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     play = commands.add_parser("evaluate", help="play the last policies without noise")
     play.add_argument("folder", type=Path)
     play.add_argument("--episodes", type=int, default=20)
@@ -203,12 +285,24 @@ def main() -> None:
         table = evaluate(args.folder, args.episodes)
         table.to_csv(args.folder / DETERMINISTIC, index=False, float_format="%.5g")
         return
-    parts = [rows for rows in (on_the_way(args.folder), last_fifth(args.folder), deterministic(args.folder)) if rows]
-    if not parts:
+    if args.command == "others":
+        runs = {
+            args.output / name / f"{task}_seed{seed}.csv": Training(task, seed, int(args.steps), OTHERS[name][1], name)
+            for seed in args.seeds
+            for task in args.tasks
+            for name in args.algorithms
+        }
+        run_all(runs, make_other, make_row, args.jobs)
+        return
+    compared = [] if args.others is None else beside_others(args.folder, args.others)
+    parts = [on_the_way(args.folder), last_fifth(args.folder), deterministic(args.folder), compared]
+    if not any(parts):
         raise SystemExit(f"no finished run of a velocity task in {args.folder}")
-    print("\n\n".join(map(markdown, parts)))
+    print("\n\n".join(markdown(rows) for rows in parts if rows))
     if args.output is not None:
         draw(args.folder, args.output / "velocity.png")
+        if compared:
+            draw_others(args.folder, args.others, args.output / "others.png")
 
 
 if __name__ == "__main__":
