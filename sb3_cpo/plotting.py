@@ -100,14 +100,14 @@ def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: Limits = Non
     for index, (label, runs) in enumerate(groups.items()):
         runs = align(runs)
         style = {"color": f"C{index}", "label": f"{label} ({len(runs)} seeds)" if len(runs) > 1 else label}
-        _draw_band(return_axis, runs[0].steps, bootstrap_band(np.array([run.returns for run in runs])), style)
+        draw_band(return_axis, runs[0].steps, bootstrap_band(np.array([run.returns for run in runs])), style)
         for axis, name in zip(cost_axes, names, strict=True):
             values = np.array([run.costs[name] for run in runs if name in run.costs])
             if len(values) == 1 and name in runs[0].errors:
                 error = 2 * np.nan_to_num(runs[0].errors[name])
-                _draw_band(axis, runs[0].steps, Band(values[0], values[0] - error, values[0] + error), style)
+                draw_band(axis, runs[0].steps, Band(values[0], values[0] - error, values[0] + error), style)
             elif len(values):
-                _draw_band(axis, runs[0].steps, bootstrap_band(values), style)
+                draw_band(axis, runs[0].steps, bootstrap_band(values), style)
     for axis, name in zip(cost_axes, names, strict=True):
         limits = _draw_limits(axis, [run for runs in groups.values() for run in runs], name, cost_limit)
         axis.set(ylabel=f"{name} of an episode" if name else "cost of an episode")
@@ -129,7 +129,13 @@ def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: Limits = Non
     return fig
 
 
-def _draw_band(axis: Any, steps: np.ndarray, band: Band, style: dict[str, Any]) -> None:
+def draw_band(axis: Any, steps: np.ndarray, band: Band, style: dict[str, Any]) -> None:
+    """
+    A curve and the area of its interval.
+
+    :param steps: (n_points,)
+    :param style: arguments of matplotlib's ``plot``, with a color
+    """
     axis.plot(steps, band.iqm, marker="." if len(steps) < 3 else None, **style)
     axis.fill_between(steps, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
 from promise import COST, GROUPS, judge, make_row
-from runs import Run, load_logs, run_all
+from runs import Run, load_logs, plan, run_all
 
 from sb3_cpo import CPO
 from sb3_cpo.dual import Dual, solve_dual
@@ -135,12 +135,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/mistakes"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     args = parser.parse_args()
-    runs = {
-        args.output / task / f"{name}_seed{seed}.csv": Run(task, seed, int(args.steps), VARIANTS[name][1], name)
-        for seed in args.seeds
-        for task in args.tasks
-        for name in args.variants
-    }
+    runs = plan(
+        args.tasks,
+        args.variants,
+        args.seeds,
+        args.steps,
+        lambda task, name: VARIANTS[name][1],
+        lambda task, name, seed: args.output / task / f"{name}_seed{seed}.csv",
+    )
     run_all(runs, make_model, keep, args.jobs)
     for task in args.tasks:
         logs = load_logs(runs, task)

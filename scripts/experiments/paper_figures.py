@@ -15,7 +15,7 @@ import gymnasium as gym
 import matplotlib
 import pandas as pd
 from calibration import draw_calibration, slope_without_noise
-from runs import Run, run_all
+from runs import Run, plan, run_all
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FPO, PDO, TRPO, FailurePredictor, make_vec_env
@@ -122,13 +122,14 @@ def main() -> None:
     args = parser.parse_args()
 
     if not args.draw_only:
-        # Seed by seed, so that a script that is stopped has compared everything on fewer seeds
-        runs = {
-            path_of(args.output, task, name, seed): Run(task, seed, args.total_timesteps, settings_of(task, name), name)
-            for seed in args.seeds
-            for task in args.tasks
-            for name in args.algorithms
-        }
+        runs = plan(
+            args.tasks,
+            args.algorithms,
+            args.seeds,
+            args.total_timesteps,
+            settings_of,
+            lambda task, name, seed: path_of(args.output, task, name, seed),
+        )
         run_all(runs, make_model, jobs=args.jobs)
     for task in args.tasks:
         if not load(args.output, task):

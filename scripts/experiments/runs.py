@@ -15,8 +15,9 @@ import json
 import multiprocessing
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,27 @@ class Run(NamedTuple):
     def describe(self) -> dict[str, Any]:
         """As it is written into the file beside the results: without what is as always."""
         return {key: value for key, value in self._asdict().items() if value != self._field_defaults.get(key)}
+
+
+def plan(
+    tasks: Iterable[str],
+    names: Iterable[str],
+    seeds: Iterable[int],
+    steps: float,
+    settings_of: Callable[[str, str], dict[str, Any]],
+    path_of: Callable[[str, str, int], Path],
+) -> dict[Path, Run]:
+    """
+    CSV file -> run, of every task, algorithm and seed; seed by seed, so that who stops has compared everything on fewer seeds.
+
+    :param names: of the algorithms
+    :param settings_of: task, algorithm -> arguments that differ from its defaults
+    :param path_of: task, algorithm, seed -> CSV file
+    """
+    return {
+        path_of(task, name, seed): Run(task, seed, int(steps), settings_of(task, name), name)
+        for seed, task, name in product(seeds, tasks, names)
+    }
 
 
 MakeModel = Callable[[Run], Any]

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from promise import judge
 from promise import make_row as promise_row
-from runs import Run, load_logs, run_all
+from runs import Run, load_logs, plan, run_all
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
@@ -114,14 +114,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/several"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     args = parser.parse_args()
-    runs = {
-        args.output / task / f"{method}_seed{seed}.csv": Run(
-            task, seed, int(args.steps), {"cost_limit": limits_of(task, method)}, method
-        )
-        for seed in args.seeds
-        for task in args.tasks
-        for method in METHODS
-    }
+    runs = plan(
+        args.tasks,
+        METHODS,
+        args.seeds,
+        args.steps,
+        lambda task, method: {"cost_limit": limits_of(task, method)},
+        lambda task, method, seed: args.output / task / f"{method}_seed{seed}.csv",
+    )
     run_all(runs, make_model, keep, args.jobs)
     for task in args.tasks:
         logs = {method: [with_limits(log, LIMITS[task]) for log in group] for method, group in load_logs(runs, task).items()}

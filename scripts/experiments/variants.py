@@ -17,7 +17,7 @@ import matplotlib
 import pandas as pd
 from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
 from promise import GROUPS, judge, make_model, make_row
-from runs import Run, run_all
+from runs import plan, run_all
 from small_tasks import SMALL_TASKS
 
 matplotlib.use("Agg")
@@ -73,11 +73,14 @@ def main() -> None:
     args = parser.parse_args()
 
     folder, common = args.output / args.task, json.loads(args.settings)
-    runs = {
-        folder / f"{variant}_seed{seed}.csv": Run(args.task, seed, int(args.steps), {**common, **VARIANTS[variant]}, variant)
-        for seed in args.seeds
-        for variant in args.variants
-    }
+    runs = plan(
+        [args.task],
+        args.variants,
+        args.seeds,
+        args.steps,
+        lambda task, variant: {**common, **VARIANTS[variant]},
+        lambda task, variant, seed: folder / f"{variant}_seed{seed}.csv",
+    )
     run_all(runs, make_model, jobs=args.jobs)
     logs: dict[str, list[pd.DataFrame]] = {}
     rows = []

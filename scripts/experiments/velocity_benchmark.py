@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from promise import VELOCITY, make_row, markdown, smoothed
 from runs import Run as Training
-from runs import run_all
+from runs import plan, run_all
 
 from sb3_cpo import CPO, PDO, evaluate_policy, make_vec_env
 from sb3_cpo.checkpoints import list_checkpoints
@@ -31,7 +31,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import EngFormatter, FormatStrFormatter
 
-from sb3_cpo.plotting import Run, align, bootstrap_band
+from sb3_cpo.plotting import Run, align, bootstrap_band, draw_band
 
 DOCS = Path(__file__).parents[2] / "docs"
 sys.path.append(str(DOCS / "examples"))
@@ -57,19 +57,24 @@ def make_other(run: Training) -> Any:
     return OTHERS[run.algorithm][0]("MlpPolicy", run.task, seed=run.seed, device="cpu", **run.settings)
 
 
-def load(folder: Path, task: str) -> list[pd.DataFrame]:
-    """One table per seed, with the smoothed J."""
-    runs = [pd.read_csv(path) for path in sorted(folder.glob(f"{task}_seed*.csv"))]
-    return [run.assign(J=smoothed(run["J cost"].to_numpy(), run["episodes"].to_numpy())) for run in runs]
+Runs = dict[str, list[pd.DataFrame]]
+"""Task -> one table per seed, with the smoothed J; no task without a run"""
 
 
-def on_the_way(folder: Path) -> list[dict[str, Any]]:
+def load(folder: Path) -> Runs:
+    runs = {task: [pd.read_csv(path) for path in sorted(folder.glob(f"{task}_seed*.csv"))] for task in VELOCITY}
+    return {
+        task: [log.assign(J=smoothed(log["J cost"].to_numpy(), log["episodes"].to_numpy())) for log in logs]
+        for task, logs in runs.items()
+        if logs
+    }
+
+
+def on_the_way(ours: Runs) -> list[dict[str, Any]]:
     """Return / cost at the marks: ours, mean over seeds (how many are that long, if not all), and what is published."""
     published = pd.read_csv(PUBLISHED / "published.csv")
     rows = []
-    for task in VELOCITY:
-        if not (runs := load(folder, task)):
-            continue
+    for task, runs in ours.items():
         row: dict[str, Any] = {"task": task, "method": OURS, "seeds": len(runs)}
         for mark in MARKS:
             there = [run[run["steps"] <= mark].tail(EPOCHS) for run in runs if run["steps"].iloc[-1] >= mark]
@@ -113,31 +118,34 @@ def by_length(runs: list[pd.DataFrame]) -> list[dict[str, Any]]:
     return rows
 
 
-def beside_others(folder: Path, others: Path) -> list[dict[str, Any]]:
-    """Whole runs of ours, and of the others under the same conditions, on the tasks that these have."""
-    methods = {OURS: folder, **{name: others / name for name in OTHERS}}
-    tasks = [task for task in VELOCITY if any(load(others / name, task) for name in OTHERS)]
-    rows = [
-        {"task": task, "method": name, **row}
-        for task in tasks
-        for name, at in methods.items()
-        for row in by_length(load(at, task))
+def beside_others(methods: dict[str, Runs]) -> list[dict[str, Any]]:
+    """
+    Whole runs of ours and of the others under the same conditions, on the tasks that these have.
+
+    :param methods: ours first
+    """
+    return [
+        as_text({"task": task, "method": name, **row})
+        for task in tasks_of_others(methods)
+        for name, runs in methods.items()
+        for row in by_length(runs.get(task, []))
     ]
-    return [as_text(row) for row in rows]
+
+
+def tasks_of_others(methods: dict[str, Runs]) -> list[str]:
+    return [task for task in VELOCITY if any(task in runs for name, runs in methods.items() if name != OURS)]
 
 
 def as_text(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"cost": f"{row['cost']:.1f}", "highest J": f"{row['highest J']:.0f}", "regret": f"{row['regret']:.0f}"}
 
 
-def last_fifth(folder: Path) -> list[dict[str, Any]]:
+def last_fifth(ours: Runs) -> list[dict[str, Any]]:
     """Of whole runs: ours, a row for each length, and published ones of ten million steps."""
     published = pd.read_csv(PUBLISHED / "published_last_fifth.csv")
     rows = []
-    for task in VELOCITY:
-        if not (own := by_length(load(folder, task))):
-            continue
-        rows += [{"task": task, "method": OURS, **row} for row in own]
+    for task, runs in ours.items():
+        rows += [{"task": task, "method": OURS, **row} for row in by_length(runs)]
         for line in published[published["task"] == task].to_dict("records"):
             values = {key.replace("over ", "over, "): value for key, value in line.items() if key not in ("task", "method")}
             rows.append({"task": task, "method": line["method"], "steps": "10M", "seeds": 5, **values})
@@ -190,75 +198,71 @@ def evaluate(folder: Path, n_episodes: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(folder: Path, path: Path) -> None:
+def draw_runs(axes: Any, logs: list[pd.DataFrame], index: int, label: str) -> float:
+    """Curves of return and J, of several seeds, on an axis each. Returns where they end."""
+    runs = align([Run(log["steps"].to_numpy(), log["return"].to_numpy(), {"": log["J"].to_numpy()}, {}) for log in logs])
+    for axis, values in zip(axes, ([run.returns for run in runs], [run.costs[""] for run in runs]), strict=True):
+        draw_band(axis, runs[0].steps, bootstrap_band(np.array(values)), {"color": f"C{index}", "label": label})
+    return float(runs[0].steps[-1])
+
+
+def finish(axes: Any) -> None:
+    """What all pairs of axes have, return above and J below."""
+    axes[1].axhline(LIMIT, color="black", linestyle="--", label=f"limit {LIMIT:g}")
+    axes[1].set_xlabel("environment steps")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def draw(ours: Runs, path: Path) -> None:
     """Return above, J below, a column per task; points are published means."""
     published = pd.read_csv(PUBLISHED / "published.csv")
-    groups = {task: runs for task in VELOCITY if (runs := load(folder, task))}
-    figure, axes = plt.subplots(
-        2, len(groups), figsize=(3.1 * len(groups), 5), sharex="col", layout="constrained", squeeze=False
+    figure, columns = plt.subplots(
+        2, len(ours), figsize=(3.1 * len(ours), 5), sharex="col", layout="constrained", squeeze=False
     )
-    for (return_axis, cost_axis), (task, logs) in zip(axes.T, groups.items(), strict=True):
-        runs = align([Run(log["steps"].to_numpy(), log["return"].to_numpy(), {"": log["J"].to_numpy()}, {}) for log in logs])
-        for axis, values in ((return_axis, [run.returns for run in runs]), (cost_axis, [run.costs[""] for run in runs])):
-            band = bootstrap_band(np.array(values))
-            axis.plot(runs[0].steps, band.iqm, color="C0", label=OURS)
-            axis.fill_between(runs[0].steps, band.low, band.high, color="C0", alpha=0.2, linewidth=0)
+    for axes, (task, logs) in zip(columns.T, ours.items(), strict=True):
+        end = draw_runs(axes, logs, 0, OURS)
         for index, (method, marker) in enumerate(MARKERS.items(), start=1):
             points = published[(published["task"] == task) & (published["method"] == method)]
-            points = points[points["steps"] <= runs[0].steps[-1] * 1.001]
-            for axis, column in ((return_axis, "return"), (cost_axis, "cost")):
+            points = points[points["steps"] <= end * 1.001]
+            for axis, column in zip(axes, ("return", "cost"), strict=True):
                 axis.plot(points["steps"], points[column], marker, color=f"C{index}", label=method, markersize=5)
-        cost_axis.axhline(LIMIT, color="black", linestyle="--", label=f"limit {LIMIT:g}")
+        finish(axes)
         seeds = f"{len(logs)} seed{'s' if len(logs) > 1 else ''}"
-        return_axis.set_title(f"{task.removeprefix('Safe').removesuffix('Velocity-v0')} ({seeds})", fontsize="medium")
+        axes[0].set_title(f"{task.removeprefix('Safe').removesuffix('Velocity-v0')} ({seeds})", fontsize="medium")
         # What is far above (the swimmer's beginning) is cut off: what is near the limit must be read
-        cost_axis.set_ylim(0, 2 * LIMIT)
-        cost_axis.set_xlabel("environment steps")
-        for axis in (return_axis, cost_axis):
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[0, 0].set_ylabel("return of an episode")
-    axes[1, 0].set_ylabel("J, cost of an episode")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
+        axes[1].set_ylim(0, 2 * LIMIT)
+    columns[0, 0].set_ylabel("return of an episode")
+    columns[1, 0].set_ylabel("J, cost of an episode")
+    handles, labels = columns[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
-def draw_others(folder: Path, others: Path, path: Path) -> None:
+def draw_others(methods: dict[str, Runs], path: Path) -> None:
     """Return above, J below, of ours and of the others, a column per task."""
-    tasks = [task for task in VELOCITY if any(load(others / name, task) for name in OTHERS)]
-    figure, axes = plt.subplots(
+    tasks = tasks_of_others(methods)
+    figure, columns = plt.subplots(
         2, len(tasks), figsize=(5 * len(tasks), 5.5), sharex="col", layout="constrained", squeeze=False
     )
-    for (return_axis, cost_axis), task in zip(axes.T, tasks, strict=True):
-        longest = max(run["steps"].iloc[-1] for name in OTHERS for run in load(others / name, task))
-        for index, (name, at) in enumerate({OURS: folder, **{name: others / name for name in OTHERS}}.items()):
-            logs = [log[log["steps"] <= longest] for log in load(at, task)]
-            if not logs:
-                continue
-            runs = align(
-                [Run(log["steps"].to_numpy(), log["return"].to_numpy(), {"": log["J"].to_numpy()}, {}) for log in logs]
-            )
-            for axis, values in ((return_axis, [run.returns for run in runs]), (cost_axis, [run.costs[""] for run in runs])):
-                band = bootstrap_band(np.array(values))
-                axis.plot(runs[0].steps, band.iqm, color=f"C{index}", label=f"{name} ({len(logs)})")
-                axis.fill_between(runs[0].steps, band.low, band.high, color=f"C{index}", alpha=0.2, linewidth=0)
-        cost_axis.axhline(LIMIT, color="black", linestyle="--", label=f"limit {LIMIT:g}")
-        return_axis.set(title=task, ylabel="return of an episode")
-        # Up to a few times the limit the axis is linear; a penalty that rises too slowly lets the cost go to hundreds
-        cost_axis.set_yscale("symlog", linthresh=2 * LIMIT)
-        cost_axis.set(ylim=(0, None), xlabel="environment steps", ylabel="J, cost of an episode")
-        for axis in (return_axis, cost_axis):
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        cost_axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        cost_axis.set_yticks([0, 25, 50, 100, 200, 500, 1000])
-        cost_axis.set_ylim(0, 1000)
-        cost_axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
+    for axes, task in zip(columns.T, tasks, strict=True):
+        logs = {name: runs[task] for name, runs in methods.items() if task in runs}
+        end = max(log["steps"].iloc[-1] for name, group in logs.items() if name != OURS for log in group)
+        for name, group in logs.items():
+            shown = [log[log["steps"] <= end] for log in group]
+            draw_runs(axes, shown, list(methods).index(name), f"{name} ({len(group)})")
+        finish(axes)
+        axes[0].set(title=task, ylabel="return of an episode")
+        # Up to twice the limit the axis is linear; a penalty that rises too slowly lets the cost go to hundreds
+        axes[1].set_yscale("symlog", linthresh=2 * LIMIT)
+        axes[1].set_yticks([0, 25, 50, 100, 200, 500, 1000])
+        axes[1].set(ylim=(0, 1000), ylabel="J, cost of an episode")
+        axes[1].yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -286,23 +290,29 @@ def main() -> None:
         table.to_csv(args.folder / DETERMINISTIC, index=False, float_format="%.5g")
         return
     if args.command == "others":
-        runs = {
-            args.output / name / f"{task}_seed{seed}.csv": Training(task, seed, int(args.steps), OTHERS[name][1], name)
-            for seed in args.seeds
-            for task in args.tasks
-            for name in args.algorithms
-        }
+        runs = plan(
+            args.tasks,
+            args.algorithms,
+            args.seeds,
+            args.steps,
+            lambda task, name: OTHERS[name][1],
+            lambda task, name, seed: args.output / name / f"{task}_seed{seed}.csv",
+        )
         run_all(runs, make_other, make_row, args.jobs)
         return
-    compared = [] if args.others is None else beside_others(args.folder, args.others)
-    parts = [on_the_way(args.folder), last_fifth(args.folder), deterministic(args.folder), compared]
+    ours = load(args.folder)
+    methods = {OURS: ours}
+    if args.others is not None:
+        methods |= {name: load(args.others / name) for name in OTHERS}
+    compared = beside_others(methods)
+    parts = [on_the_way(ours), last_fifth(ours), deterministic(args.folder), compared]
     if not any(parts):
         raise SystemExit(f"no finished run of a velocity task in {args.folder}")
     print("\n\n".join(markdown(rows) for rows in parts if rows))
     if args.output is not None:
-        draw(args.folder, args.output / "velocity.png")
+        draw(ours, args.output / "velocity.png")
         if compared:
-            draw_others(args.folder, args.others, args.output / "others.png")
+            draw_others(methods, args.output / "others.png")
 
 
 if __name__ == "__main__":
