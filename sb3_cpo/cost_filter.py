@@ -18,6 +18,8 @@ NEAR = 3.0
 # limit that may exceed it; step size by which the distance follows from those that do
 FIRST_CONFIDENCE, LARGEST_CONFIDENCE = 0.5, 3.0
 SHARE_OVER, CONFIDENCE_RATE = 0.15, 0.1
+# What each rollout over the limit adds to the distance until it is within, and what is left of it after one that is
+URGENCY_RATE, URGENCY_LEFT = 0.3, 0.5
 
 
 class FilteredCost(NamedTuple):
@@ -93,21 +95,45 @@ def filter_cost(
     )
 
 
-def adapt_confidence(
-    confidence: np.ndarray, filtered: FilteredCost, expected: np.ndarray, mean: np.ndarray, limit: np.ndarray
-) -> np.ndarray:
+class Distance(NamedTuple):
     """
-    The distance that J keeps from its limit, after one more rollout: more where too many rollouts exceed it, less where few do
-    (Gibbs and Candes, 2021, "Adaptive conformal inference under distribution shift"). In the long run, a share of SHARE_OVER
-    does, whatever the distribution of the differences between actual and predicted changes. Those rollouts count that are near
-    the limit and that were expected within it, up to a standard deviation: no distance helps where the limit is out of reach.
+    What J keeps from its limit, in standard deviations of the filtered J. Arrays have shape (n_costs,).
 
-    :param confidence: (n_costs,) in standard deviations
+    What is learned follows slowly, so that in the long run a share of SHARE_OVER of the rollouts exceeds the limit. What is
+    urgent grows with each rollout that exceeds it and goes when one does not: where each update adds more to J than it predicts
+    (episodes that grow longer and longer), J would else stay above its limit until enough has been learned.
+    """
+
+    learned: np.ndarray
+    urgent: np.ndarray
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Both together."""
+        return np.minimum(self.learned + self.urgent, np.maximum(self.learned, LARGEST_CONFIDENCE))
+
+
+def fixed_distance(confidence: float, n_costs: int) -> Distance:
+    return Distance(np.full(n_costs, confidence), np.zeros(n_costs))
+
+
+def adapt_distance(
+    distance: Distance, filtered: FilteredCost, expected: np.ndarray, mean: np.ndarray, limit: np.ndarray
+) -> Distance:
+    """
+    The distance after one more rollout: more where it exceeds the limit, less where it does not. Why the learned part leads to
+    SHARE_OVER, whatever the distribution of the differences between actual and predicted changes: Gibbs and Candes (2021),
+    "Adaptive conformal inference under distribution shift"; the sum of recent misses beside it: Angelopoulos et al. (2023),
+    "Conformal PID control for time series prediction". Those rollouts count that are near the limit and that were expected
+    within it, up to a standard deviation: no distance helps where the limit is out of reach.
+
     :param filtered: J, the rollout included
     :param expected: (n_costs,) J that the last update expected of the rollout
     :param mean: (n_costs,) J of the rollout
     :param limit: (n_costs,)
     """
     is_counted = (filtered.mean + NEAR * filtered.deviation > limit) & (expected - filtered.deviation <= limit)
-    rise = CONFIDENCE_RATE * ((mean > limit) - SHARE_OVER)
-    return np.where(is_counted, np.clip(confidence + rise, 0.0, LARGEST_CONFIDENCE), confidence)
+    is_over = mean > limit
+    learned = np.clip(distance.learned + CONFIDENCE_RATE * (is_over - SHARE_OVER), 0.0, LARGEST_CONFIDENCE)
+    urgent = np.where(is_over, distance.urgent + URGENCY_RATE, distance.urgent * URGENCY_LEFT)
+    return Distance(*(np.where(is_counted, after, before) for after, before in zip((learned, urgent), distance, strict=True)))

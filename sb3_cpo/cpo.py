@@ -12,10 +12,11 @@ from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_filter import (
     FIRST_CONFIDENCE,
     FilteredCost,
-    adapt_confidence,
+    adapt_distance,
     bound_process_noise,
     filter_cost,
     first_filtered_cost,
+    fixed_distance,
     predict_cost,
 )
 from sb3_cpo.cost_limits import CostLimit
@@ -114,7 +115,7 @@ class CPO(TrustRegionAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
-    changed_by_update = ("margin", "filtered_cost", "confidence", "_recent", "_watchdog")
+    changed_by_update = ("margin", "filtered_cost", "distance", "_recent", "_watchdog")
 
     @names_mistakes
     def __init__(
@@ -219,7 +220,7 @@ class CPO(TrustRegionAlgorithm):
         super()._forget_costs()
         self._recent = []
         self.filtered_cost: FilteredCost | None = None
-        self.confidence = np.full(self.n_costs, FIRST_CONFIDENCE)
+        self.distance = fixed_distance(FIRST_CONFIDENCE, self.n_costs)
         self.margin = CostMargin(self.n_costs)
         self._watchdog = Watchdog()
 
@@ -282,10 +283,10 @@ class CPO(TrustRegionAlgorithm):
             filtered = filter_cost(self.filtered_cost, self.ledger.predicted_change, cost.mean, cost.standard_error)
             self.filtered_cost = bound_process_noise(filtered, limit)
             if self.cost_confidence is None:
-                self.confidence = adapt_confidence(self.confidence, self.filtered_cost, expected, cost.mean, limit)
+                self.distance = adapt_distance(self.distance, self.filtered_cost, expected, cost.mean, limit)
         if self.cost_confidence is not None:
-            self.confidence = np.full(self.n_costs, self.cost_confidence)
-        return self.filtered_cost.mean + self.confidence * self.filtered_cost.deviation
+            self.distance = fixed_distance(self.cost_confidence, self.n_costs)
+        return self.filtered_cost.mean + self.distance.confidence * self.filtered_cost.deviation
 
     def _guessed_cost(self, cost: CostEstimate) -> np.ndarray:
         """(n_costs,) where no episode ended: what those in progress let one fear. A guess teaches the filter nothing."""
@@ -295,7 +296,7 @@ class CPO(TrustRegionAlgorithm):
             return guess
         if self.ledger.predicted_change is not None:
             self.filtered_cost = predict_cost(self.filtered_cost, self.ledger.predicted_change)
-        return np.maximum(guess, self.filtered_cost.mean + self.confidence * self.filtered_cost.deviation)
+        return np.maximum(guess, self.filtered_cost.mean + self.distance.confidence * self.filtered_cost.deviation)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""
@@ -343,7 +344,7 @@ class CPO(TrustRegionAlgorithm):
     def _describe(self, rollout: Rollout, step: TrustRegionStep, violation: np.ndarray) -> Row:
         row = log_keys.of_step(step) | log_keys.of_constraints(step, violation) | self._watchdog.row
         if self.filtered_cost is not None:
-            row |= log_keys.of_filter(self.filtered_cost, self.confidence)
+            row |= log_keys.of_filter(self.filtered_cost, self.distance.confidence)
         if self.cost_margin_lr > 0:
             row |= log_keys.of_margin(self.margin.value)
         # Proposition 2 needs the advantages of the costs that J sums

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from sb3_cpo.cost_filter import (
+    Distance,
     FilteredCost,
-    adapt_confidence,
+    adapt_distance,
     bound_process_noise,
     filter_cost,
     first_filtered_cost,
+    fixed_distance,
     predict_cost,
 )
 
@@ -96,7 +98,7 @@ def test_an_unknown_error_counts_as_much_as_the_prediction():
 @pytest.mark.parametrize(("error", "sigma", "tail"), [(3.0, 1.0, False), (0.5, 6.0, False), (1.0, 3.0, True)])
 def test_the_distance_lets_a_given_share_of_rollouts_exceed_the_limit(error, sigma, tail):
     rng = np.random.default_rng(1)
-    limit, j, confidence, filtered, predicted = np.array([25.0]), 20.0, np.array([0.5]), None, np.zeros(1)
+    limit, j, distance, filtered, predicted = np.array([25.0]), 20.0, fixed_distance(0.5, 1), None, np.zeros(1)
     over, means = [], []
     for _ in range(6000):
         mean, standard_error = np.array([j + rng.normal() * error]), np.array([error])
@@ -105,11 +107,11 @@ def test_the_distance_lets_a_given_share_of_rollouts_exceed_the_limit(error, sig
         else:
             expected = filtered.mean + predicted
             filtered = filter_cost(filtered, predicted, mean, standard_error)
-            confidence = adapt_confidence(confidence, filtered, expected, mean, limit)
+            distance = adapt_distance(distance, filtered, expected, mean, limit)
         over.append(mean[0] > limit[0])
         means.append(mean[0])
-        distance = confidence * np.sqrt(filtered.variance + filtered.process_noise)
-        predicted = np.clip(limit - filtered.mean - distance, -10, 10)
+        kept = distance.confidence * np.sqrt(filtered.variance + filtered.process_noise)
+        predicted = np.clip(limit - filtered.mean - kept, -10, 10)
         # An update may move J by much, once in a while, or by as much each time
         unforeseen = rng.exponential(sigma) - sigma if tail else rng.normal() * sigma
         j += float(predicted[0]) + unforeseen
@@ -120,14 +122,14 @@ def test_the_distance_lets_a_given_share_of_rollouts_exceed_the_limit(error, sig
 @pytest.mark.parametrize(
     ("before", "believed", "expected", "mean", "after"),
     [
-        (0.5, 24.0, 24.0, 26.0, 0.585),  # exceeds the limit
-        (0.5, 24.0, 24.0, 25.0, 0.485),  # satisfies it
-        (0.0, 24.0, 25.001, 26.0, 0.085),  # expected at the limit itself
-        (0.5, 1.0, 1.0, 26.0, 0.5),  # believed far below
-        (0.5, 24.0, 40.0, 38.0, 0.5),  # on the way to the limit
-        (0.5, 24.0, 40.0, 20.0, 0.5),
-        (3.0, 24.0, 24.0, 26.0, 3.0),  # the most
-        (0.0, 24.0, 24.0, 20.0, 0.0),  # the least
+        ((0.5, 0.6), 24.0, 24.0, 26.0, (0.585, 0.9)),  # exceeds the limit
+        ((0.5, 0.6), 24.0, 24.0, 25.0, (0.485, 0.3)),  # satisfies it
+        ((0.0, 0.0), 24.0, 25.001, 26.0, (0.085, 0.3)),  # expected at the limit itself
+        ((0.5, 0.6), 1.0, 1.0, 26.0, (0.5, 0.6)),  # believed far below
+        ((0.5, 0.6), 24.0, 40.0, 38.0, (0.5, 0.6)),  # on the way to the limit
+        ((0.5, 0.6), 24.0, 40.0, 20.0, (0.5, 0.6)),
+        ((3.0, 0.0), 24.0, 24.0, 26.0, (3.0, 0.3)),  # the most
+        ((0.0, 0.0), 24.0, 24.0, 20.0, (0.0, 0.0)),  # the least
     ],
 )
 def test_the_distance_follows_rollouts_that_are_near_the_limit_and_were_expected_within_it(
@@ -135,4 +137,23 @@ def test_the_distance_follows_rollouts_that_are_near_the_limit_and_were_expected
 ):
     filtered = FilteredCost(np.array([believed]), np.ones(1), np.ones(1))
     values = (np.array([value]) for value in (expected, mean, 25.0))
-    np.testing.assert_allclose(adapt_confidence(np.array([before]), filtered, *values), after)
+    distance = Distance(*(np.array([part]) for part in before))
+    np.testing.assert_allclose(np.concatenate(adapt_distance(distance, filtered, *values)), after)
+
+
+def test_both_parts_of_the_distance_count_up_to_three_standard_deviations():
+    distance = Distance(np.array([0.5, 2.0, 3.0, 4.0]), np.array([0.6, 1.5, 0.3, 0.0]))
+    # A user may ask for more
+    np.testing.assert_allclose(distance.confidence, [1.1, 3.0, 3.0, 4.0])
+
+
+def test_several_rollouts_over_the_limit_are_answered_at_once_and_the_answer_is_forgotten():
+    filtered, expected, limit = FilteredCost(np.array([24.0]), np.ones(1), np.ones(1)), np.array([24.0]), np.array([25.0])
+    distance, kept = fixed_distance(0.5, 1), []
+    for mean in [26.0] * 4 + [24.0] * 8:
+        distance = adapt_distance(distance, filtered, expected, np.array([mean]), limit)
+        kept.append(distance.confidence.item())
+    # 0.085 learned and 0.3 urgent from each
+    np.testing.assert_allclose(kept[:4], 0.5 + 0.385 * np.arange(1, 5))
+    assert kept[4] == pytest.approx(0.5 + 4 * 0.085 - 0.015 + 0.6)
+    assert kept[-1] == pytest.approx(0.5 + 4 * 0.085 - 8 * 0.015, abs=0.01)

@@ -251,22 +251,24 @@ def test_by_default_the_distance_from_the_limit_is_learned_and_goes_on_after_loa
     distances, costs = [], []
     for _ in range(6):
         model.learn(128, reset_num_timesteps=False)
-        distances.append(model.confidence.item())
+        distances.append(np.concatenate(model.distance))
         costs.append(model.raw_cost_estimate.mean.item())
         filtered = model.filtered_cost
         deviation = np.sqrt(filtered.variance + filtered.process_noise)
-        np.testing.assert_allclose(seen[-1]["violation"], filtered.mean + model.confidence * deviation - limit)
+        np.testing.assert_allclose(seen[-1]["violation"], filtered.mean + model.distance.confidence * deviation - limit)
     # The first rollout tells nothing of updates; from then on, each is near the limit here
-    assert distances[0] == 0.5
-    np.testing.assert_allclose(np.diff(distances), [0.085 if cost > limit else -0.015 for cost in costs[1:]])
+    np.testing.assert_array_equal(distances[0], [0.5, 0.0])
+    for cost, (learned, urgent), after in zip(costs[1:], distances, distances[1:], strict=False):
+        expected = [learned + 0.085, urgent + 0.3] if cost > limit else [learned - 0.015, urgent / 2]
+        np.testing.assert_allclose(after, expected)
     assert max(costs[1:]) > limit > min(costs[1:])
 
     model.save(tmp_path / "model")
     loaded = CPO.load(tmp_path / "model", env=env, device="cpu")
-    np.testing.assert_array_equal(loaded.confidence, model.confidence)
+    np.testing.assert_array_equal(loaded.distance, model.distance)
     # Another run begins anew
     loaded.learn(0)
-    np.testing.assert_allclose(loaded.confidence, 0.5)
+    np.testing.assert_array_equal(np.concatenate(loaded.distance), [0.5, 0.0])
 
 
 @pytest.mark.parametrize("n_noise_draws", [0, 2])

@@ -44,16 +44,36 @@ def test_demo_leaves_log_model_and_picture_and_says_where_training_ended(tmp_pat
 
 @pytest.mark.slow
 def test_paper_figures_compare_and_do_not_repeat_what_is_there(tmp_path):
-    args = ("--tasks", "SafePointGather-v0", "--algorithms", "CPO", "TRPO", "--seeds", "0", "--total-timesteps", "99000")
+    tasks = ("--tasks", "SafePointGather-v0")
+    args = ("run", *tasks, "--algorithms", "CPO", "CPO + shaping", "TRPO", "--seeds", "0", "--steps", "42000")
     output = run("experiments/paper_figures.py", *args, folder=tmp_path)
-    rows = pd.read_csv(tmp_path / "results" / "SafePointGather-v0" / "TRPO-0.csv")
-    # 33 whole episodes of 15 steps in each of 100 copies
-    assert rows["time/total_timesteps"].tolist() == [49500, 99000]
-    table = pd.read_csv(tmp_path / "results" / "SafePointGather-v0.csv")
-    assert table["algorithm"].tolist() == ["CPO", "TRPO"]
-    assert (tmp_path / "results" / "SafePointGather-v0-calibration.png").exists()
+    results = tmp_path / "results"
+    rows = pd.read_csv(results / "paper" / "TRPO" / "SafePointGather-v0_seed0.csv")
+    # 14 whole episodes of 15 steps in each of 100 copies
+    assert rows["steps"].tolist() == [21_000, 42_000]
+    assert (results / "promise" / "SafePointGather-v0_seed0.csv").exists()
     assert "there already" not in output
-    assert run("experiments/paper_figures.py", *args, folder=tmp_path).count("there already") == 2
+    assert run("experiments/paper_figures.py", *args, folder=tmp_path).count("there already") == 3
+    table = run("experiments/paper_figures.py", "draw", *tasks, folder=tmp_path).splitlines()
+    assert [line.split(" | ")[1] for line in table[2:]] == ["CPO", "TRPO", "CPO + shaping"]
+    assert {path.name for path in (results / "paper").glob("*.png")} == {
+        "SafePointGather-v0-figure1.png",
+        "SafePointGather-v0-figure3.png",
+    }
+
+
+@pytest.mark.slow
+def test_paper_figures_under_the_conditions_of_the_paper(tmp_path):
+    args = ("--tasks", "SafePointGather-v0", "--algorithms", "PDO 1000", "CPO", "--seeds", "0", "--steps", "49500")
+    run("experiments/paper_figures.py", "run", *args, "--conditions", "paper", "--cpo", "cpo", folder=tmp_path)
+    rows = pd.read_csv(tmp_path / "results" / "paper" / "PDO 1000" / "SafePointGather-v0_seed0.csv")
+    # 33 whole episodes of 15 steps in each of 100 copies
+    assert rows["steps"].tolist() == [49_500]
+    settings = json.loads((tmp_path / "results" / "paper" / "PDO 1000" / "SafePointGather-v0_seed0.json").read_text())
+    assert settings["settings"]["gamma"] == 0.995
+    assert settings["settings"]["penalty_coef"] == 1000
+    assert "n_noise_draws" not in settings["settings"]
+    assert json.loads((tmp_path / "cpo" / "SafePointGather-v0_seed0.json").read_text())["settings"] == {"gamma": 0.995}
 
 
 # ---------------------------------------------------------------- runs

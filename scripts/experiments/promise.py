@@ -26,6 +26,12 @@ PAPER = tuple(f"Safe{task}-v0" for task in ("PointCircle", "PointGather", "AntCi
 GROUPS = {"velocity": VELOCITY, "paper": PAPER, "small": tuple(SMALL_TASKS)}
 STEPS = {"velocity": 3e6, "paper": 2e6}
 COST = "rollout/ep_cost_mean"
+# What an update expected to change of J, what came, and how much of the cost gradient is noise
+OF_UPDATES = {
+    "predicted": "train/predicted_cost_change",
+    "actual": "train/actual_cost_change",
+    "noise": "train/cost_gradient_noise",
+}
 # J of the published runs is the mean of the last 50 episodes
 WINDOW = 50
 # Published CPO on the way (return / cost; Milosevic et al., 2025, raw logs, 5 seeds): steps -> what it had
@@ -61,6 +67,9 @@ def make_row(log: dict[str, Any]) -> dict[str, Any]:
             name = suffix.removeprefix("/") or "cost"
             error = log.get(f"rollout/ep_cost_std_error{suffix}", np.nan)
             row |= {f"J {name}": cost, f"error {name}": error, f"limit {name}": log[f"rollout/cost_limit{suffix}"]}
+            # Where costs are shaped, the changes are of the shaped cost
+            if not any(other.startswith("rollout/ep_shaped_cost_mean") for other in log):
+                row |= {f"{short} {name}": log[full + suffix] for short, full in OF_UPDATES.items() if full + suffix in log}
     return row
 
 
