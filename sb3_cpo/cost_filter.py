@@ -100,7 +100,7 @@ class Distance(NamedTuple):
     What J keeps from its limit, in standard deviations of the filtered J. Arrays have shape (n_costs,).
 
     What is learned follows slowly, so that in the long run a share of SHARE_OVER of the rollouts exceeds the limit. What is
-    urgent grows with each rollout that exceeds it and goes when one does not: where each update adds more to J than it predicts
+    urgent grows with each rollout that exceeds it and goes when one does not: where each update adds more to J than predicted
     (episodes that grow longer and longer), J would else stay above its limit until enough has been learned.
     """
 

@@ -449,3 +449,29 @@ def test_steps_are_written_in_thousands(plot):
     figure.draw_without_rendering()
     assert "200k" in [text.get_text() for text in figure.axes[1].get_xticklabels()]
     plot.plt.close(figure)
+
+
+def test_predictions_of_kept_runs_are_judged_as_those_of_a_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS / "experiments"))
+    calibration = load_script("experiments/calibration")
+    log = predictions_of_a_process(0.5, 2000).drop(columns="train/cost_margin")
+    names = {"rollout/ep_cost_mean": "J cost", "rollout/ep_cost_std_error": "error cost"}
+    names |= {"train/predicted_cost_change": "predicted cost", "train/actual_cost_change": "actual cost"}
+    kept = log.rename(columns=names).assign(**{"limit cost": 10.0, "noise cost": 0.25})
+    for folder, task in (("CPO", "SafePointCircle-v0"), ("CPO", "unknown"), ("plain CPO", "SafePointCircle-v0")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        kept.to_csv(tmp_path / folder / f"{task}_seed0.csv", index=False)
+    # A run that says nothing of predictions
+    kept[["J cost"]].to_csv(tmp_path / "CPO" / "SafeAntCircle-v0_seed0.csv", index=False)
+    folders = [str(tmp_path / folder) for folder in ("CPO", "plain CPO")]
+    monkeypatch.setattr(sys, "argv", ["calibration.py", *folders, "--output", str(tmp_path / "picture.png")])
+    calibration.main()
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    late = log.iloc[1000:]
+    slope = f"{calibration.slope_without_noise(late):.2f}"
+    changes = [f"{late[name].mean():+.3g}" for name in ("train/predicted_cost_change", "train/actual_cost_change")]
+    assert rows == [["SafePointCircle-v0", name, "1", "10.0", *changes, slope, "0.25"] for name in ("CPO", "plain CPO")]
+    assert (tmp_path / "picture.png").exists()
+    monkeypatch.setattr(sys, "argv", ["calibration.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no run that has logged its predictions"):
+        calibration.main()

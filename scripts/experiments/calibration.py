@@ -1,6 +1,15 @@
-"""Predicted against actual changes of the cost: does what an update expects come true?"""
+"""
+Predicted against actual changes of the cost: does what an update expects come true?
 
+    python scripts/experiments/calibration.py results/promise results/paper/"plain CPO" --output results/calibration.png
+
+Of the runs in each folder (of promise.py, paper_figures.py, velocity_benchmark.py), the late half: a row per task, and
+a panel per task and folder.
+"""
+
+import argparse
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,6 +20,19 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 PREDICTED, ACTUAL = "train/predicted_cost_change", "train/actual_cost_change"
+# Columns of SB3's log, and what they are called in the runs of promise.py, before the name of the cost
+NAMES = {
+    PREDICTED: "predicted",
+    ACTUAL: "actual",
+    "rollout/ep_cost_std_error": "error",
+    "rollout/ep_cost_mean": "J",
+    "train/cost_gradient_noise": "noise",
+}
+
+
+def as_log(run: pd.DataFrame, name: str = "cost") -> pd.DataFrame:
+    """A run of promise.py with the columns of SB3's log."""
+    return run.rename(columns={f"{short} {name}": full for full, short in NAMES.items()})
 
 
 def slope_without_noise(rows: pd.DataFrame) -> float:
@@ -43,14 +65,20 @@ def slope_without_noise(rows: pd.DataFrame) -> float:
     return ((predicted * actual).mean() + answer * noise_variance) / (predicted**2).mean()
 
 
-def draw_calibration(groups: dict[str, pd.DataFrame], path: Path) -> None:
+def draw_calibration(groups: dict[str, pd.DataFrame], path: Path, n_columns: int = 5) -> None:
     """
     Actual against predicted changes of J, one panel per group.
 
     :param groups: title -> rows of SB3's log
     """
-    figure, axes = plt.subplots(1, len(groups), figsize=(4.5 * len(groups), 4.2), layout="constrained", squeeze=False)
-    for axis, (title, rows) in zip(axes[0], groups.items(), strict=True):
+    n_columns = min(n_columns, len(groups))
+    n_rows = -(-len(groups) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows, n_columns, figsize=(4.5 * n_columns, 4.2 * n_rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(groups) :]:
+        axis.remove()
+    for axis, (title, rows) in zip(axes.flat, groups.items(), strict=False):
         known = rows[[PREDICTED, ACTUAL]].dropna()
         axis.scatter(known[PREDICTED], known[ACTUAL], s=6, alpha=0.5)
         axis.axline((0, 0), slope=1, color="black", linestyle=":", label="actual = predicted")
@@ -59,5 +87,52 @@ def draw_calibration(groups: dict[str, pd.DataFrame], path: Path) -> None:
         # Under the data, not over it
         axis.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90 if n_rows > 1 else 110)
     plt.close(figure)
+
+
+def load(folder: Path) -> dict[str, list[pd.DataFrame]]:
+    """Task -> the late halves of its runs, those with one cost that have logged their predictions."""
+    runs: dict[str, list[pd.DataFrame]] = {}
+    for path in sorted(folder.glob("*_seed*.csv")):
+        log = as_log(pd.read_csv(path))
+        if {PREDICTED, ACTUAL} <= set(log):
+            runs.setdefault(path.stem.rsplit("_seed", 1)[0], []).append(log.iloc[len(log) // 2 :])
+    return runs
+
+
+def describe(task: str, folder: str, runs: list[pd.DataFrame]) -> dict[str, Any]:
+    """A row: means over all late updates and seeds; the slopes are means over seeds."""
+    late = pd.concat(runs)
+    noise = late[name].mean() if (name := "train/cost_gradient_noise") in late else np.nan
+    return {
+        "task": task,
+        "runs": folder,
+        "seeds": len(runs),
+        "limit": late["limit cost"].iloc[-1],
+        "predicted, mean": f"{late[PREDICTED].mean():+.3g}",
+        "actual, mean": f"{late[ACTUAL].mean():+.3g}",
+        "slope without noise": f"{np.mean([slope_without_noise(run) for run in runs]):.2f}",
+        "noise share": "" if np.isnan(noise) else f"{noise:.2f}",
+    }
+
+
+def main() -> None:
+    from promise import GROUPS, markdown
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="of runs, one per algorithm")
+    parser.add_argument("--output", type=Path, help="image to write")
+    args = parser.parse_args()
+    order = [task for group in GROUPS.values() for task in group]
+    found = [(task, folder.name, runs) for folder in args.folders for task, runs in load(folder).items() if task in order]
+    if not found:
+        raise SystemExit("no run that has logged its predictions")
+    found.sort(key=lambda entry: order.index(entry[0]))
+    print(markdown([describe(*entry) for entry in found]))
+    if args.output is not None:
+        draw_calibration({f"{task}\n{folder}": pd.concat(runs) for task, folder, runs in found}, args.output)
+
+
+if __name__ == "__main__":
+    main()
