@@ -99,21 +99,27 @@ class Distance(NamedTuple):
     """
     What J keeps from its limit, in standard deviations of the filtered J. Arrays have shape (n_costs,).
 
-    What is learned follows slowly, so that in the long run a share of SHARE_OVER of the rollouts exceeds the limit. What is
-    urgent grows with each rollout that exceeds it and goes when one does not: where each update adds more to J than predicted
-    (episodes that grow longer and longer), J would else stay above its limit until enough has been learned.
+    What is learned follows slowly, so that in the long run a share of SHARE_OVER of the rollouts near the limit exceeds it.
+    What is urgent grows with each of them that does and goes with those that do not: where each update adds more to J than
+    predicted (episodes that grow longer and longer), J would else stay above its limit until enough has been learned. Away
+    from the limit, both stay as they are.
     """
 
     learned: np.ndarray
     urgent: np.ndarray
 
     @property
-    def confidence(self) -> np.ndarray:
-        """Both together."""
+    def total(self) -> np.ndarray:
+        """Both together, at most LARGEST_CONFIDENCE, or what a user asks for."""
         return np.minimum(self.learned + self.urgent, np.maximum(self.learned, LARGEST_CONFIDENCE))
 
 
 def fixed_distance(confidence: float, n_costs: int) -> Distance:
+    """
+    The same for all costs, and nothing urgent.
+
+    :param confidence: in standard deviations
+    """
     return Distance(np.full(n_costs, confidence), np.zeros(n_costs))
 
 
@@ -127,6 +133,7 @@ def adapt_distance(
     "Conformal PID control for time series prediction". Those rollouts count that are near the limit and that were expected
     within it, up to a standard deviation: no distance helps where the limit is out of reach.
 
+    :param distance: before
     :param filtered: J, the rollout included
     :param expected: (n_costs,) J that the last update expected of the rollout
     :param mean: (n_costs,) J of the rollout
@@ -136,4 +143,5 @@ def adapt_distance(
     is_over = mean > limit
     learned = np.clip(distance.learned + CONFIDENCE_RATE * (is_over - SHARE_OVER), 0.0, LARGEST_CONFIDENCE)
     urgent = np.where(is_over, distance.urgent + URGENCY_RATE, distance.urgent * URGENCY_LEFT)
+    urgent = np.minimum(urgent, LARGEST_CONFIDENCE)
     return Distance(*(np.where(is_counted, after, before) for after, before in zip((learned, urgent), distance, strict=True)))

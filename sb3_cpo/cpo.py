@@ -11,6 +11,7 @@ from sb3_cpo import distributed, log_keys
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_filter import (
     FIRST_CONFIDENCE,
+    Distance,
     FilteredCost,
     adapt_distance,
     bound_process_noise,
@@ -106,7 +107,8 @@ class CPO(TrustRegionAlgorithm):
         costs only what episodes have in common, and J is filtered over updates. 0: the paper's, which trusts every batch
     :param cost_confidence: z: constrain the mean episode cost plus z standard errors, or standard deviations of the filtered J
         with the usual difference between actual and predicted change. 0 constrains the mean. None: so much that 15 % of the
-        rollouts near the limit exceed it, learned in training; 0 where ``n_noise_draws`` is 0
+        rollouts near the limit exceed it, learned in training, and for the moment more after several that do; 0 where
+        ``n_noise_draws`` is 0
     :param cost_margin_lr: Step size of a margin that is added to the violation and grows while the limit is exceeded (integral
         action), so that actual decreases smaller than the predicted ones cause no lasting excess. 0 is the paper's: no margin
     :param cost_estimator: What J is of the episodes that ended in a rollout, see :mod:`sb3_cpo.episode_costs`
@@ -215,6 +217,10 @@ class CPO(TrustRegionAlgorithm):
             self.cost_gae_gamma = min(default_cost_gae_gamma(time_limit), self.cost_gamma)
         super()._setup_model()
         self._recent: list[CostBatch] = []
+        # Saved when the distance was one number per cost
+        if "distance" not in vars(self):
+            learned = vars(self).pop("confidence", np.full(self.n_costs, FIRST_CONFIDENCE))
+            self.distance = Distance(learned, np.zeros(self.n_costs))
 
     def _forget_costs(self) -> None:
         super()._forget_costs()
@@ -286,7 +292,7 @@ class CPO(TrustRegionAlgorithm):
                 self.distance = adapt_distance(self.distance, self.filtered_cost, expected, cost.mean, limit)
         if self.cost_confidence is not None:
             self.distance = fixed_distance(self.cost_confidence, self.n_costs)
-        return self.filtered_cost.mean + self.distance.confidence * self.filtered_cost.deviation
+        return self.filtered_cost.mean + self.distance.total * self.filtered_cost.deviation
 
     def _guessed_cost(self, cost: CostEstimate) -> np.ndarray:
         """(n_costs,) where no episode ended: what those in progress let one fear. A guess teaches the filter nothing."""
@@ -296,7 +302,7 @@ class CPO(TrustRegionAlgorithm):
             return guess
         if self.ledger.predicted_change is not None:
             self.filtered_cost = predict_cost(self.filtered_cost, self.ledger.predicted_change)
-        return np.maximum(guess, self.filtered_cost.mean + self.distance.confidence * self.filtered_cost.deviation)
+        return np.maximum(guess, self.filtered_cost.mean + self.distance.total * self.filtered_cost.deviation)
 
     def _watch(self, step: TrustRegionStep, violation: np.ndarray) -> None:
         """Warn of what no number of updates will mend."""
@@ -344,7 +350,7 @@ class CPO(TrustRegionAlgorithm):
     def _describe(self, rollout: Rollout, step: TrustRegionStep, violation: np.ndarray) -> Row:
         row = log_keys.of_step(step) | log_keys.of_constraints(step, violation) | self._watchdog.row
         if self.filtered_cost is not None:
-            row |= log_keys.of_filter(self.filtered_cost, self.distance.confidence)
+            row |= log_keys.of_filter(self.filtered_cost, self.distance.total)
         if self.cost_margin_lr > 0:
             row |= log_keys.of_margin(self.margin.value)
         # Proposition 2 needs the advantages of the costs that J sums

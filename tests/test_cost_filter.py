@@ -110,7 +110,7 @@ def test_the_distance_lets_a_given_share_of_rollouts_exceed_the_limit(error, sig
             distance = adapt_distance(distance, filtered, expected, mean, limit)
         over.append(mean[0] > limit[0])
         means.append(mean[0])
-        kept = distance.confidence * np.sqrt(filtered.variance + filtered.process_noise)
+        kept = distance.total * np.sqrt(filtered.variance + filtered.process_noise)
         predicted = np.clip(limit - filtered.mean - kept, -10, 10)
         # An update may move J by much, once in a while, or by as much each time
         unforeseen = rng.exponential(sigma) - sigma if tail else rng.normal() * sigma
@@ -128,7 +128,8 @@ def test_the_distance_lets_a_given_share_of_rollouts_exceed_the_limit(error, sig
         ((0.5, 0.6), 1.0, 1.0, 26.0, (0.5, 0.6)),  # believed far below
         ((0.5, 0.6), 24.0, 40.0, 38.0, (0.5, 0.6)),  # on the way to the limit
         ((0.5, 0.6), 24.0, 40.0, 20.0, (0.5, 0.6)),
-        ((3.0, 0.0), 24.0, 24.0, 26.0, (3.0, 0.3)),  # the most
+        ((3.0, 0.0), 24.0, 24.0, 26.0, (3.0, 0.3)),  # the most that is learned
+        ((0.5, 2.9), 24.0, 24.0, 26.0, (0.585, 3.0)),  # the most that is urgent
         ((0.0, 0.0), 24.0, 24.0, 20.0, (0.0, 0.0)),  # the least
     ],
 )
@@ -144,7 +145,7 @@ def test_the_distance_follows_rollouts_that_are_near_the_limit_and_were_expected
 def test_both_parts_of_the_distance_count_up_to_three_standard_deviations():
     distance = Distance(np.array([0.5, 2.0, 3.0, 4.0]), np.array([0.6, 1.5, 0.3, 0.0]))
     # A user may ask for more
-    np.testing.assert_allclose(distance.confidence, [1.1, 3.0, 3.0, 4.0])
+    np.testing.assert_allclose(distance.total, [1.1, 3.0, 3.0, 4.0])
 
 
 def test_several_rollouts_over_the_limit_are_answered_at_once_and_the_answer_is_forgotten():
@@ -152,8 +153,18 @@ def test_several_rollouts_over_the_limit_are_answered_at_once_and_the_answer_is_
     distance, kept = fixed_distance(0.5, 1), []
     for mean in [26.0] * 4 + [24.0] * 8:
         distance = adapt_distance(distance, filtered, expected, np.array([mean]), limit)
-        kept.append(distance.confidence.item())
+        kept.append(distance.total.item())
     # 0.085 learned and 0.3 urgent from each
     np.testing.assert_allclose(kept[:4], 0.5 + 0.385 * np.arange(1, 5))
     assert kept[4] == pytest.approx(0.5 + 4 * 0.085 - 0.015 + 0.6)
     assert kept[-1] == pytest.approx(0.5 + 4 * 0.085 - 8 * 0.015, abs=0.01)
+
+
+def test_each_cost_has_a_distance_of_its_own():
+    costs = (24.0, 24.0, 1.0), (26.0, 24.0, 26.0)
+    believed, mean = (np.array(values) for values in costs)
+    filtered = FilteredCost(believed, np.ones(3), np.ones(3))
+    distance = Distance(np.array([0.5, 1.0, 1.5]), np.array([0.0, 0.6, 0.6]))
+    after = adapt_distance(distance, filtered, believed, mean, np.full(3, 25.0))
+    np.testing.assert_allclose(after.learned, [0.585, 0.985, 1.5])
+    np.testing.assert_allclose(after.urgent, [0.3, 0.3, 0.6])

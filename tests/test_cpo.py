@@ -255,7 +255,7 @@ def test_by_default_the_distance_from_the_limit_is_learned_and_goes_on_after_loa
         costs.append(model.raw_cost_estimate.mean.item())
         filtered = model.filtered_cost
         deviation = np.sqrt(filtered.variance + filtered.process_noise)
-        np.testing.assert_allclose(seen[-1]["violation"], filtered.mean + model.distance.confidence * deviation - limit)
+        np.testing.assert_allclose(seen[-1]["violation"], filtered.mean + model.distance.total * deviation - limit)
     # The first rollout tells nothing of updates; from then on, each is near the limit here
     np.testing.assert_array_equal(distances[0], [0.5, 0.0])
     for cost, (learned, urgent), after in zip(costs[1:], distances, distances[1:], strict=False):
@@ -269,6 +269,15 @@ def test_by_default_the_distance_from_the_limit_is_learned_and_goes_on_after_loa
     # Another run begins anew
     loaded.learn(0)
     np.testing.assert_array_equal(np.concatenate(loaded.distance), [0.5, 0.0])
+
+    # Saved when the distance was one number per cost
+    del model.distance
+    model.confidence = np.array([1.25])
+    model.save(tmp_path / "older")
+    older = CPO.load(tmp_path / "older", env=env, device="cpu")
+    np.testing.assert_array_equal(np.concatenate(older.distance), [1.25, 0.0])
+    assert not hasattr(older, "confidence")
+    older.learn(128, reset_num_timesteps=False)
 
 
 @pytest.mark.parametrize("n_noise_draws", [0, 2])

@@ -45,17 +45,30 @@ def test_demo_leaves_log_model_and_picture_and_says_where_training_ended(tmp_pat
 @pytest.mark.slow
 def test_paper_figures_compare_and_do_not_repeat_what_is_there(tmp_path):
     tasks = ("--tasks", "SafePointGather-v0")
-    args = ("run", *tasks, "--algorithms", "CPO", "CPO + shaping", "TRPO", "--seeds", "0", "--steps", "42000")
-    output = run("experiments/paper_figures.py", *args, folder=tmp_path)
+    args = ("run", *tasks, "--algorithms", "CPO", "CPO + shaping", "TRPO", "--seeds", "0")
+    output = run("experiments/paper_figures.py", *args, "--steps", "42000", folder=tmp_path)
     results = tmp_path / "results"
     rows = pd.read_csv(results / "paper" / "TRPO" / "SafePointGather-v0_seed0.csv")
     # 14 whole episodes of 15 steps in each of 100 copies
     assert rows["steps"].tolist() == [21_000, 42_000]
-    assert (results / "promise" / "SafePointGather-v0_seed0.csv").exists()
+    of_cpo = results / "promise" / "SafePointGather-v0_seed0.csv"
+    assert {"predicted cost", "actual cost", "noise cost"} <= set(pd.read_csv(of_cpo))
+    # What is predicted is of the shaped cost, and J is not
+    assert "predicted cost" not in pd.read_csv(results / "paper" / "CPO + shaping" / "SafePointGather-v0_seed0.csv")
     assert "there already" not in output
-    assert run("experiments/paper_figures.py", *args, folder=tmp_path).count("there already") == 3
-    table = run("experiments/paper_figures.py", "draw", *tasks, folder=tmp_path).splitlines()
-    assert [line.split(" | ")[1] for line in table[2:]] == ["CPO", "TRPO", "CPO + shaping"]
+    again = run("experiments/paper_figures.py", *args, "--steps", "42000", folder=tmp_path)
+    assert again.count("there already") == 3
+    # Runs of promise.py are used as they are, others are made longer
+    before = of_cpo.read_bytes()
+    longer = run("experiments/paper_figures.py", *args[:-2], "--seeds", "0", "--steps", "63000", folder=tmp_path)
+    assert longer.count("there already") == 1
+    assert of_cpo.read_bytes() == before
+    table = run("experiments/paper_figures.py", "draw", folder=tmp_path).splitlines()
+    assert [line.split(" | ")[1:3] for line in table[2:]] == [
+        ["CPO", "0.042M"],
+        ["TRPO", "0.042M"],
+        ["CPO + shaping", "0.042M"],
+    ]
     assert {path.name for path in (results / "paper").glob("*.png")} == {
         "SafePointGather-v0-figure1.png",
         "SafePointGather-v0-figure3.png",
@@ -64,16 +77,61 @@ def test_paper_figures_compare_and_do_not_repeat_what_is_there(tmp_path):
 
 @pytest.mark.slow
 def test_paper_figures_under_the_conditions_of_the_paper(tmp_path):
-    args = ("--tasks", "SafePointGather-v0", "--algorithms", "PDO 1000", "CPO", "--seeds", "0", "--steps", "49500")
-    run("experiments/paper_figures.py", "run", *args, "--conditions", "paper", "--cpo", "cpo", folder=tmp_path)
-    rows = pd.read_csv(tmp_path / "results" / "paper" / "PDO 1000" / "SafePointGather-v0_seed0.csv")
+    conditions = ("--tasks", "SafePointGather-v0", "--conditions", "paper")
+    args = ("--algorithms", "PDO 1000", "CPO", "--seeds", "0", "--steps", "49500")
+    run("experiments/paper_figures.py", "run", *conditions, *args, folder=tmp_path)
+    folder = tmp_path / "results" / "as-in-the-paper"
     # 33 whole episodes of 15 steps in each of 100 copies
-    assert rows["steps"].tolist() == [49_500]
-    settings = json.loads((tmp_path / "results" / "paper" / "PDO 1000" / "SafePointGather-v0_seed0.json").read_text())
-    assert settings["settings"]["gamma"] == 0.995
-    assert settings["settings"]["penalty_coef"] == 1000
-    assert "n_noise_draws" not in settings["settings"]
-    assert json.loads((tmp_path / "cpo" / "SafePointGather-v0_seed0.json").read_text())["settings"] == {"gamma": 0.995}
+    assert pd.read_csv(folder / "PDO 1000" / "SafePointGather-v0_seed0.csv")["steps"].tolist() == [49_500]
+    names = ("PDO 1000", "CPO")
+    pdo, cpo = (json.loads((folder / name / "SafePointGather-v0_seed0.json").read_text())["settings"] for name in names)
+    assert (pdo["gamma"], pdo["penalty_coef"], pdo["n_envs"]) == (0.995, 1000, 100)
+    assert "n_noise_draws" not in pdo
+    assert cpo == {"gamma": 0.995, "n_envs": 100}
+    assert not (tmp_path / "results" / "promise").exists()
+    table = run("experiments/paper_figures.py", "draw", *conditions, folder=tmp_path)
+    assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == ["CPO", "PDO 1000"]
+
+
+def test_paper_figures_measure_all_over_the_same_steps(promise, tmp_path, monkeypatch, capfd):
+    import paper_figures
+
+    def write(folder: str, j: list[float], returns: list[float]) -> None:
+        steps = 10 * np.arange(1, len(j) + 1)
+        log = pd.DataFrame(
+            {"steps": steps, "return": returns, "episodes": 50, "J cost": j, "error cost": 1.0, "limit cost": 5.0}
+        )
+        (tmp_path / folder).mkdir(exist_ok=True)
+        log.to_csv(tmp_path / folder / "SafePointCircle-v0_seed0.csv", index=False)
+
+    write("CPO", [4, 6, 8, 4, 5, 4, 4, 4, 4, 6, 100], [*range(10), 1000])
+    write("FPO 1", [9, 1, 1, 1, 1, 1, 1, 1, 1, 1], [7] * 10)
+    common = ["--output", str(tmp_path), "--cpo", str(tmp_path / "CPO")]
+    monkeypatch.setattr(sys, "argv", ["paper_figures.py", "draw", *common])
+    paper_figures.main()
+    rows = [line.strip("| ").split(" | ") for line in capfd.readouterr().out.splitlines()[2:]]
+    # Task, algorithm, steps, seeds, return, cost, over in all, over late, highest J, regret
+    assert rows == [
+        ["SafePointCircle-v0", "CPO", "0.0001M", "1", "8.5", "5", "30%", "50%", "8", "5"],
+        ["SafePointCircle-v0", "FPO 1", "0.0001M", "1", "7", "1", "10%", "0%", "9", "4"],
+    ]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"SafePointCircle-v0-figure4.png"}
+    drawn = paper_figures.curve(pd.read_csv(tmp_path / "FPO 1" / "SafePointCircle-v0_seed0.csv"))
+    assert (drawn.costs[""][0], drawn.limits[""][0], drawn.errors[""][0]) == (9, 5, 1)
+
+    import readme_figure
+
+    picture = ["--runs", str(tmp_path), "--cpo", str(tmp_path / "CPO"), "-o", str(tmp_path / "readme.png")]
+    monkeypatch.setattr(sys, "argv", ["readme_figure.py", *picture, "--algorithms", "CPO", "FPO 1"])
+    readme_figure.main()
+    assert "CPO: 1 seeds, last fifth 8.5 at a cost of 5\n" in capfd.readouterr().out
+    assert (tmp_path / "readme.png").exists()
+    monkeypatch.setattr(sys, "argv", ["readme_figure.py", *picture])
+    with pytest.raises(SystemExit, match="no run of PDO, TRPO"):
+        readme_figure.main()
+    monkeypatch.setattr(sys, "argv", ["paper_figures.py", "draw", *common, "--tasks", "SafeAntCircle-v0"])
+    with pytest.raises(SystemExit, match="no finished run"):
+        paper_figures.main()
 
 
 # ---------------------------------------------------------------- runs
@@ -120,6 +178,20 @@ def test_promise_runs_what_is_not_done_and_shows_a_table(promise, monkeypatch):
     assert path.read_bytes() == written
     with pytest.raises(SystemExit):
         promise(*PROMISE, "--only", "double integral")
+
+
+def test_promise_keeps_what_updates_expected_of_each_cost(promise):
+    log = {"time/total_timesteps": 100, "rollout/n_episodes": 5}
+    for name, start in (("a", 1.0), ("b", 10.0)):
+        keys = ("rollout/ep_cost_mean", "rollout/ep_cost_std_error", "rollout/cost_limit", "train/predicted_cost_change")
+        keys += ("train/actual_cost_change", "train/cost_gradient_noise")
+        log |= {f"{key}/{name}": start + index for index, key in enumerate(keys)}
+    row = sys.modules["promise"].make_row(log)
+    names = ("J", "error", "limit", "predicted", "actual", "noise")
+    for cost, start in (("a", 1.0), ("b", 10.0)):
+        assert [row[f"{name} {cost}"] for name in names] == [start + index for index in range(6)]
+    shaped = sys.modules["promise"].make_row({**log, "rollout/ep_shaped_cost_mean/a": 2.0})
+    assert not [name for name in shaped if name.startswith(("predicted", "actual"))]
 
 
 def test_promise_averages_over_seeds(promise, tmp_path):

@@ -304,7 +304,8 @@ def predictions_of_a_process(kept, n_updates=20_000):
 
 
 @pytest.mark.parametrize("kept", [0.5, 1.0])
-def test_share_of_predictions_that_come_true_is_not_flattered_by_the_noise_of_the_estimate(kept):
+def test_share_of_predictions_that_come_true_is_not_flattered_by_the_noise_of_the_estimate(kept, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS / "experiments"))
     rows = predictions_of_a_process(kept)
     plain_slope = np.polyfit(rows["train/predicted_cost_change"], rows["train/actual_cost_change"], 1)[0]
     assert plain_slope > kept + 0.5

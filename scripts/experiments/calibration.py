@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from promise import GROUPS, markdown
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -27,6 +28,7 @@ NAMES = {
     "rollout/ep_cost_std_error": "error",
     "rollout/ep_cost_mean": "J",
     "train/cost_gradient_noise": "noise",
+    "train/cost_margin": "margin",
 }
 
 
@@ -60,6 +62,8 @@ def slope_without_noise(rows: pd.DataFrame) -> float:
     known = pd.DataFrame(columns).dropna()
     noise_variance = (known.pop("error") ** 2).mean()
     known -= known.mean()
+    if not known["predicted"].any():
+        return np.nan  # nothing was ever expected
     predicted, actual = known.pop("predicted"), known.pop("actual")
     answer = np.linalg.lstsq(known, predicted)[0][0]
     return ((predicted * actual).mean() + answer * noise_variance) / (predicted**2).mean()
@@ -105,6 +109,7 @@ def describe(task: str, folder: str, runs: list[pd.DataFrame]) -> dict[str, Any]
     """A row: means over all late updates and seeds; the slopes are means over seeds."""
     late = pd.concat(runs)
     noise = late[name].mean() if (name := "train/cost_gradient_noise") in late else np.nan
+    slope = np.mean([slope_without_noise(run) for run in runs])
     return {
         "task": task,
         "runs": folder,
@@ -112,20 +117,26 @@ def describe(task: str, folder: str, runs: list[pd.DataFrame]) -> dict[str, Any]
         "limit": late["limit cost"].iloc[-1],
         "predicted, mean": f"{late[PREDICTED].mean():+.3g}",
         "actual, mean": f"{late[ACTUAL].mean():+.3g}",
-        "slope without noise": f"{np.mean([slope_without_noise(run) for run in runs]):.2f}",
+        "slope without noise": "" if np.isnan(slope) else f"{slope:.2f}",
         "noise share": "" if np.isnan(noise) else f"{noise:.2f}",
     }
 
 
 def main() -> None:
-    from promise import GROUPS, markdown
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="of runs, one per algorithm")
     parser.add_argument("--output", type=Path, help="image to write")
     args = parser.parse_args()
     order = [task for group in GROUPS.values() for task in group]
-    found = [(task, folder.name, runs) for folder in args.folders for task, runs in load(folder).items() if task in order]
+    names = [folder.name for folder in args.folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in args.folders]
+    found = [
+        (task, name, runs)
+        for folder, name in zip(args.folders, names, strict=True)
+        for task, runs in load(folder).items()
+        if task in order
+    ]
     if not found:
         raise SystemExit("no run that has logged its predictions")
     found.sort(key=lambda entry: order.index(entry[0]))

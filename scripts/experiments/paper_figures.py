@@ -4,10 +4,10 @@ The paper's comparisons: return and cost of CPO, PDO, TRPO and fixed penalties o
     python scripts/experiments/paper_figures.py run --tasks SafePointCircle-v0 --seeds 0 1 2 --steps 2e6
     python scripts/experiments/paper_figures.py draw --tasks SafePointCircle-v0
 
-All algorithms learn under the same conditions: copies, batches, networks and trust region are the defaults, and differ in the
-algorithm only. With `--conditions paper` they are the paper's, also the same for all, but CPO keeps its own. Runs of CPO with
-its defaults are those of promise.py, which are used where they are (`--cpo results/promise`). A run that is done is skipped,
-one that was stopped goes on.
+All algorithms learn under the same conditions, the defaults: copies, batches, networks, trust region. Runs of CPO are those of
+promise.py (`--cpo`), which are used as they are where they are. With `--conditions paper`, copies, batches, networks and trust
+region are the paper's, for all but CPO, which has the paper's copies and discount and keeps its other defaults. A run that is
+done is skipped, one that was stopped goes on.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import matplotlib
 import pandas as pd
-from promise import PAPER, judge, make_row, markdown
+from promise import PAPER, make_row, markdown, measure
 from runs import Run, plan, run_all
 
 from safe_envs import BatchVecEnv
@@ -44,11 +44,11 @@ ALGORITHMS: dict[str, tuple[type, dict[str, Any]]] = {
     "FPO 5": (FPO, {"penalty_coef": 5.0}),
     "FPO 50": (FPO, {"penalty_coef": 50.0}),
 }
-# Figure -> who is in it
-FIGURES: dict[str, tuple[str, ...]] = {
-    "1": ("CPO", "plain CPO", "PDO", "PDO 1000", "TRPO"),
-    "3": ("CPO", "CPO + shaping", "plain CPO", "plain CPO + shaping"),
-    "4": ("CPO", "FPO 1", "FPO 5", "FPO 50"),
+# Figure -> what it is about, and what stands beside it
+FIGURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "1": (("plain CPO", "PDO", "PDO 1000", "TRPO"), ("CPO",)),
+    "3": (("CPO + shaping", "plain CPO + shaping"), ("CPO", "plain CPO")),
+    "4": (("FPO 1", "FPO 5", "FPO 50"), ("CPO", "TRPO")),
 }
 # The predictor of each task (supplement 10.3); the paper has none for Point-Gather, 5 is a third of its episode
 PREDICTORS: dict[str, dict[str, Any]] = {
@@ -58,6 +58,8 @@ PREDICTORS: dict[str, dict[str, Any]] = {
     "SafeAntGather-v0": {"horizon": 20, "coef": 0.01, "n_updates": 10},
     "SafeHumanoidCircle-v0": {"horizon": 20},
 }
+# Conditions -> folder of the runs
+CONDITIONS = {"defaults": Path("results/paper"), "paper": Path("results/as-in-the-paper")}
 NOT_ARGUMENTS = {"vec_env", "policy", "n_envs", "n_timesteps"}
 OF_CPO = {"n_noise_draws", "n_cost_rollouts", "cost_gae_lambda"}
 
@@ -66,8 +68,7 @@ def settings_of(task: str, algorithm: str, conditions: str = "defaults") -> dict
     """
     Arguments that differ from the algorithm's defaults.
 
-    :param conditions: "defaults", or "paper" for the zoo's table of the paper's settings; CPO with its defaults has only their
-        discount
+    :param conditions: "defaults", or "paper" for the zoo's table of the paper's settings, of which CPO has only the discount
     """
     cls, own = ALGORITHMS[algorithm]
     if conditions == "defaults":
@@ -77,11 +78,10 @@ def settings_of(task: str, algorithm: str, conditions: str = "defaults") -> dict
         settings = {"gamma": settings["gamma"]}
     if cls is not CPO:
         settings = {key: value for key, value in settings.items() if key not in OF_CPO}
-    return {**settings, **own}
+    return {**settings, **own, "n_envs": paper.hyperparams[task]["n_envs"]}
 
 
 def make_model(run: Run) -> Any:
-    """With the paper's batches it has the paper's copies; else those of the default."""
     settings = dict(run.settings)
     if settings.pop("is_shaped", False):
         settings["cost_shaping"] = FailurePredictor(**PREDICTORS[run.task])
@@ -89,8 +89,8 @@ def make_model(run: Run) -> Any:
     if cls is TRPO:
         settings["cost_limit"] = gym.spec(run.task).kwargs["cost_limit"]  # it only compares
     env: Any = run.task
-    if "gamma" in settings:
-        env = make_vec_env(run.task, n_envs=paper.hyperparams[run.task]["n_envs"], vec_env_cls=BatchVecEnv, seed=run.seed)
+    if n_envs := settings.pop("n_envs", None):
+        env = make_vec_env(run.task, n_envs=n_envs, vec_env_cls=BatchVecEnv, seed=run.seed)
     return cls("MlpPolicy", env, seed=run.seed, device="cpu", **settings)
 
 
@@ -120,31 +120,9 @@ def summarise(task: str, logs: dict[str, list[pd.DataFrame]]) -> list[dict[str, 
     """A row per algorithm, means over seeds."""
     rows = []
     for algorithm, group in logs.items():
-        measures = []
-        for log in group:
-            late = log.tail(max(len(log) // 5, 1))
-            (judged,) = judge(log)
-            measures.append(
-                {
-                    "return": judged["return"],
-                    "cost": late["J cost"].mean(),
-                    "over, all": judged["over, all"],
-                    "over, late": judged["over, late"],
-                    "highest J": log["J cost"].max(),
-                    "regret": (log["J cost"] - log["limit cost"]).clip(lower=0).sum(),
-                }
-            )
-        means = pd.DataFrame(measures).mean()
-        rows.append(
-            {
-                "task": task,
-                "algorithm": algorithm,
-                "steps": f"{group[0]['steps'].iloc[-1] / 1e6:.3g}M",
-                "seeds": len(group),
-                **means,
-                **{key: f"{means[key]:.3g}" for key in ("cost", "highest J", "regret")},
-            }
-        )
+        means = pd.DataFrame([measure(log) for log in group]).mean()
+        row = {"task": task, "algorithm": algorithm, "steps": f"{group[0]['steps'].iloc[-1] / 1e6:.3g}M", "seeds": len(group)}
+        rows.append({**row, **means, **{key: f"{means[key]:.3g}" for key in ("cost", "highest J", "regret")}})
     return rows
 
 
@@ -166,18 +144,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("run", help="train what is not done yet")
-    train.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(FIGURES["1"]), help="default: figure 1")
+    train.add_argument(
+        "--algorithms", nargs="+", choices=ALGORITHMS, default=["CPO", *FIGURES["1"][0]], help="default: figure 1"
+    )
     train.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run per seed")
     train.add_argument("--steps", type=float, default=2e6, help="of each run")
-    train.add_argument("--conditions", choices=("defaults", "paper"), default="defaults")
     train.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     show = commands.add_parser("draw", help="print the table, draw the figures")
     show.add_argument("--pictures", type=Path, help="folder for the pictures (default: that of the runs)")
     for command in (train, show):
         command.add_argument("--tasks", nargs="+", choices=PAPER, default=PAPER[:2])
-        command.add_argument("--output", type=Path, default=Path("results/paper"), help="folder of the runs")
-        command.add_argument("--cpo", type=Path, default=Path("results/promise"), help="folder of the runs of CPO")
+        command.add_argument("--conditions", choices=CONDITIONS, default="defaults")
+        command.add_argument("--output", type=Path, help="folder of the runs (default: by the conditions)")
+        command.add_argument("--cpo", type=Path, help="folder of the runs of CPO (default: results/promise, or CPO)")
     args = parser.parse_args()
+    output = args.output or CONDITIONS[args.conditions]
+    cpo = args.cpo or (Path("results/promise") if args.conditions == "defaults" else output / "CPO")
 
     if args.command == "run":
         runs = plan(
@@ -186,21 +168,25 @@ def main() -> None:
             args.seeds,
             args.steps,
             lambda task, name: settings_of(task, name, args.conditions),
-            lambda task, name, seed: path_of(args.output, args.cpo, task, name, seed),
+            lambda task, name, seed: path_of(output, cpo, task, name, seed),
         )
-        run_all(runs, make_model, make_row, args.jobs)
+        # However long they are: the table and the figures are cut to the shortest
+        there = {path for path, run in runs.items() if run.algorithm == "CPO" and path.exists()}
+        for path in there:
+            print(f"{path}: there already")
+        run_all({path: run for path, run in runs.items() if path not in there}, make_model, make_row, args.jobs)
         return
-    pictures = args.pictures or args.output
+    logs_of = {task: logs for task in args.tasks if (logs := load(output, cpo, task))}
+    if not logs_of:
+        raise SystemExit(f"no finished run in {output} and {cpo}")
+    pictures = args.pictures or output
     pictures.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for task in args.tasks:
-        logs = shorten(load(args.output, args.cpo, task))
-        rows += summarise(task, logs)
-        for figure, names in FIGURES.items():
-            drawn = {name: logs[name] for name in names if name in logs}
-            if len(drawn) > 1:
-                draw_figure(drawn, task, pictures / f"{task}-figure{figure}.png")
-    print(markdown(rows))
+    for task, logs in logs_of.items():
+        for figure, (own, beside) in FIGURES.items():
+            drawn = {name: logs[name] for name in ALGORITHMS if name in logs and name in own + beside}
+            if set(own) & set(drawn):
+                draw_figure(shorten(drawn), task, pictures / f"{task}-figure{figure}.png")
+    print(markdown([row for task, logs in logs_of.items() for row in summarise(task, shorten(logs))]))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ OF_UPDATES = {
     "predicted": "train/predicted_cost_change",
     "actual": "train/actual_cost_change",
     "noise": "train/cost_gradient_noise",
+    "margin": "train/cost_margin",
 }
 # J of the published runs is the mean of the last 50 episodes
 WINDOW = 50
@@ -135,6 +136,20 @@ def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def measure(log: pd.DataFrame) -> dict[str, float]:
+    """Of one whole run with one constraint, as the benchmarks of the field have it; J is that of the last 50 episodes."""
+    j, limit = smoothed(log["J cost"].to_numpy(), log["episodes"].to_numpy()), log["limit cost"].to_numpy()
+    late = slice(-max(len(log) // 5, 1), None)
+    return {
+        "return": log["return"].iloc[late].mean(),
+        "cost": j[late].mean(),
+        "over, all": (j > limit).mean(),
+        "over, late": (j > limit)[late].mean(),
+        "highest J": j.max(),
+        "regret": np.maximum(j - limit, 0).sum(),
+    }
 
 
 def judge_all(folder: Path) -> list[dict[str, Any]]:

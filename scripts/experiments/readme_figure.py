@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "readme.png", help="image to write")
     args = parser.parse_args()
     logs = load(args.runs, args.cpo, args.task)
+    if missing := set(args.algorithms) - set(logs):
+        raise SystemExit(f"no run of {', '.join(sorted(missing))} on {args.task} in {args.runs} and {args.cpo}")
     chosen = shorten({name: logs[name] for name in args.algorithms})
     draw_figure(chosen, args.task).savefig(args.output, dpi=110)
     for name, group in chosen.items():

@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import VELOCITY, make_row, markdown, smoothed
+from promise import VELOCITY, make_row, markdown, measure, smoothed
 from runs import Run as Training
 from runs import plan, run_all
 
@@ -90,19 +90,6 @@ def on_the_way(ours: Runs) -> list[dict[str, Any]]:
 
 def as_pair(value: float, cost: float) -> str:
     return f"{value:.4g} / {cost:.1f}"
-
-
-def measure(run: pd.DataFrame) -> dict[str, float]:
-    """Of one whole run."""
-    late = run.tail(max(len(run) // 5, 1))
-    return {
-        "return": late["return"].mean(),
-        "cost": late["J"].mean(),
-        "over, all": (run["J"] > LIMIT).mean(),
-        "over, late": (late["J"] > LIMIT).mean(),
-        "highest J": run["J"].max(),
-        "regret": (run["J"] - LIMIT).clip(lower=0).sum(),
-    }
 
 
 def by_length(runs: list[pd.DataFrame]) -> list[dict[str, Any]]:
