@@ -473,6 +473,11 @@ def test_predictions_of_kept_runs_are_judged_as_those_of_a_log(tmp_path, monkeyp
     changes = [f"{late[name].mean():+.3g}" for name in ("train/predicted_cost_change", "train/actual_cost_change")]
     assert rows == [["SafePointCircle-v0", name, "1", "10.0", *changes, slope, "0.25"] for name in ("CPO", "plain CPO")]
     assert (tmp_path / "picture.png").exists()
-    monkeypatch.setattr(sys, "argv", ["calibration.py", str(tmp_path)])
-    with pytest.raises(SystemExit, match="no run that has logged its predictions"):
-        calibration.main()
+    for arguments, message in (
+        ([str(tmp_path)], "no run that has logged its predictions"),
+        ([*folders, "--tasks", "SafeAntCircle-v0"], "no run that has logged its predictions"),
+        ([folders[0], folders[0]], "two folders of the same name"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["calibration.py", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            calibration.main()

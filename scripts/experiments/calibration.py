@@ -69,7 +69,7 @@ def slope_without_noise(rows: pd.DataFrame) -> float:
     return ((predicted * actual).mean() + answer * noise_variance) / (predicted**2).mean()
 
 
-def draw_calibration(groups: dict[str, pd.DataFrame], path: Path, n_columns: int = 5) -> None:
+def draw_calibration(groups: dict[str, pd.DataFrame], path: Path, n_columns: int = 4) -> None:
     """
     Actual against predicted changes of J, one panel per group.
 
@@ -125,18 +125,18 @@ def describe(task: str, folder: str, runs: list[pd.DataFrame]) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="of runs, one per algorithm")
+    order = [task for group in GROUPS.values() for task in group]
+    parser.add_argument("--tasks", nargs="+", choices=order, metavar="TASK", help="default: all that have runs")
     parser.add_argument("--output", type=Path, help="image to write")
     args = parser.parse_args()
-    order = [task for group in GROUPS.values() for task in group]
-    names = [folder.name for folder in args.folders]
-    if len(set(names)) < len(names):
-        names = [str(folder) for folder in args.folders]
     found = [
-        (task, name, runs)
-        for folder, name in zip(args.folders, names, strict=True)
+        (task, "CPO" if folder.name == "promise" else folder.name, runs)
+        for folder in args.folders
         for task, runs in load(folder).items()
-        if task in order
+        if task in (args.tasks or order)
     ]
+    if len({entry[:2] for entry in found}) < len(found):
+        raise SystemExit("two folders of the same name have runs of the same task")
     if not found:
         raise SystemExit("no run that has logged its predictions")
     found.sort(key=lambda entry: order.index(entry[0]))
