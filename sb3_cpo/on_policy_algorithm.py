@@ -23,6 +23,7 @@ from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import check_learn
 from sb3_cpo.monitor import CostMonitor
+from sb3_cpo.torch_threads import is_small, one_thread
 
 SelfConstrainedOnPolicyAlgorithm = TypeVar("SelfConstrainedOnPolicyAlgorithm", bound="ConstrainedOnPolicyAlgorithm")
 
@@ -168,15 +169,17 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
         :param recent: rollouts that the cost critic is fitted to; empty: this one
         """
         critics.train_critics_only(self.policy, rollout.actor_params)
-        losses = critics.fit_critics(
-            self.policy,
-            self.rollout_buffer,
-            rollout.actor_params,
-            self.batch_size // distributed.world_size(),
-            self.n_critic_updates,
-            recent,
-            self._update_seed,
-        )
+        batch_size = self.batch_size // distributed.world_size()
+        with one_thread(is_small(self.policy, batch_size)):
+            losses = critics.fit_critics(
+                self.policy,
+                self.rollout_buffer,
+                rollout.actor_params,
+                batch_size,
+                self.n_critic_updates,
+                recent,
+                self._update_seed,
+            )
         return log_keys.of_critics(losses, self.rollout_buffer, self.policy)
 
     # ---------------------------------------------------------------- logs

@@ -3,7 +3,7 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from safe_envs import BatchVecEnv
-from sb3_cpo import CPO, evaluate_policy, make_vec_env
+from sb3_cpo import CPO, critics, evaluate_policy, make_vec_env
 from sb3_cpo.torch_threads import leave_cores_to
 
 
@@ -40,6 +40,16 @@ def test_torch_takes_one_thread_while_physics_takes_several(n_threads, expected)
     seen.clear()
     evaluate_policy(model, env, n_eval_episodes=2, callback=look)
     assert set(seen) == {expected}
+
+
+@pytest.mark.parametrize(("width", "expected"), [(64, 1), (512, 3)])
+def test_torch_takes_one_thread_for_the_critics_of_small_networks_only(monkeypatch, width, expected):
+    seen, fit = [], critics.fit_critics
+    monkeypatch.setattr(critics, "fit_critics", lambda *args: (seen.append(th.get_num_threads()), fit(*args))[1])
+    env, kwargs = make_env(2), {"net_arch": [width, width]}
+    model = CPO("MlpPolicy", env, n_steps=500, batch_size=500, n_critic_updates=1, policy_kwargs=kwargs, device="cpu")
+    model.learn(1000)
+    assert seen == [expected]
 
 
 def test_wrappers_do_not_hide_the_threads_and_errors_do_not_keep_them():
