@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import matplotlib
 import pandas as pd
-from promise import PAPER, make_row, markdown, measure
+from promise import PAPER, make_row, markdown, measure, smoothed
 from runs import Run, plan, run_all
 
 from safe_envs import BatchVecEnv
@@ -127,9 +127,9 @@ def summarise(task: str, logs: dict[str, list[pd.DataFrame]]) -> list[dict[str, 
 
 
 def curve(log: pd.DataFrame) -> Curve:
-    # Older runs have no error
-    values = ({"": log[column].to_numpy()} if (column := f"{name} cost") in log else {} for name in ("J", "limit", "error"))
-    return Curve(log["steps"].to_numpy(), log["return"].to_numpy(), *values)
+    """J is that of the table: of the last 50 episodes."""
+    j = smoothed(log["J cost"].to_numpy(), log["episodes"].to_numpy())
+    return Curve(log["steps"].to_numpy(), log["return"].to_numpy(), {"": j}, {"": log["limit cost"].to_numpy()})
 
 
 def draw_figure(logs: dict[str, list[pd.DataFrame]], title: str, path: Path) -> None:
