@@ -37,7 +37,8 @@ def leave_cores_to(env: Any) -> Iterator[None]:
     Within it, torch takes one thread where the environments step on several, as those of ``BatchVecEnv`` do. Of the small
     networks that choose actions it makes nothing faster, and threads of torch that wait for work take cores from the physics.
     """
-    with one_thread(getattr(innermost(env), "n_threads", 1) != 1):
+    # Not by `getattr`: adapters of other simulators answer it with anything, or without end
+    with one_thread(vars(innermost(env)).get("n_threads", 1) != 1):
         yield
 
 
