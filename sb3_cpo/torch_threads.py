@@ -1,7 +1,7 @@
 """How many threads torch takes, beside environments that step on threads of their own and beside other trainings."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch as th
@@ -31,15 +31,13 @@ def one_thread(is_enough: bool = True) -> Iterator[None]:
         th.set_num_threads(n_threads)
 
 
-@contextmanager
-def leave_cores_to(env: Any) -> Iterator[None]:
+def leave_cores_to(env: Any) -> AbstractContextManager[None]:
     """
     Within it, torch takes one thread where the environments step on several, as those of ``BatchVecEnv`` do. Of the small
     networks that choose actions it makes nothing faster, and threads of torch that wait for work take cores from the physics.
     """
     # Not by `getattr`: adapters of other simulators answer it with anything, or without end
-    with one_thread(vars(innermost(env)).get("n_threads", 1) != 1):
-        yield
+    return one_thread(vars(innermost(env)).get("n_threads", 1) != 1)
 
 
 def is_small(policy: nn.Module, batch_size: int) -> bool:

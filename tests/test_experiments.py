@@ -116,7 +116,7 @@ def test_paper_figures_measure_all_over_the_same_steps(promise, tmp_path, monkey
         ["SafePointCircle-v0", "FPO 1", "0.0001M", "1", "7", "1", "10%", "0%", "9", "4"],
     ]
     assert {path.name for path in tmp_path.glob("*.png")} == {"SafePointCircle-v0-figure4.png"}
-    drawn = paper_figures.curve(pd.read_csv(tmp_path / "FPO 1" / "SafePointCircle-v0_seed0.csv"))
+    drawn = paper_figures.curve(paper_figures.read_run(tmp_path / "FPO 1" / "SafePointCircle-v0_seed0.csv"))
     assert (drawn.costs[""][0], drawn.limits[""][0]) == (9, 5)
 
     import readme_figure

@@ -14,27 +14,20 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import GROUPS, markdown
+from promise import COST, GROUPS, OF_UPDATES, markdown
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-PREDICTED, ACTUAL = "train/predicted_cost_change", "train/actual_cost_change"
-# Columns of SB3's log, and what they are called in the runs of promise.py, before the name of the cost
-NAMES = {
-    PREDICTED: "predicted",
-    ACTUAL: "actual",
-    "rollout/ep_cost_std_error": "error",
-    "rollout/ep_cost_mean": "J",
-    "train/cost_gradient_noise": "noise",
-    "train/cost_margin": "margin",
-}
+PREDICTED, ACTUAL = OF_UPDATES["predicted"], OF_UPDATES["actual"]
+ERROR = "rollout/ep_cost_std_error"
 
 
 def as_log(run: pd.DataFrame, name: str = "cost") -> pd.DataFrame:
     """A run of promise.py with the columns of SB3's log."""
-    return run.rename(columns={f"{short} {name}": full for full, short in NAMES.items()})
+    names = {"J": COST, "error": ERROR, **OF_UPDATES}
+    return run.rename(columns={f"{short} {name}": full for short, full in names.items()})
 
 
 def slope_without_noise(rows: pd.DataFrame) -> float:
@@ -53,12 +46,12 @@ def slope_without_noise(rows: pd.DataFrame) -> float:
     columns = {
         "predicted": rows[PREDICTED],
         "actual": rows[ACTUAL],
-        "error": rows["rollout/ep_cost_std_error"].shift(),
-        "estimate": rows["rollout/ep_cost_mean"].shift(),
+        "error": rows[ERROR].shift(),
+        "estimate": rows[COST].shift(),
     }
-    if "train/cost_margin" in rows:
+    if OF_UPDATES["margin"] in rows:
         # A row shows the margin after its update
-        columns["margin"] = rows["train/cost_margin"].shift()
+        columns["margin"] = rows[OF_UPDATES["margin"]].shift()
     known = pd.DataFrame(columns).dropna()
     noise_variance = (known.pop("error") ** 2).mean()
     known -= known.mean()
@@ -108,7 +101,7 @@ def load(folder: Path) -> dict[str, list[pd.DataFrame]]:
 def describe(task: str, folder: str, runs: list[pd.DataFrame]) -> dict[str, Any]:
     """A row: means over all late updates and seeds; the slopes are means over seeds."""
     late = pd.concat(runs)
-    noise = late[name].mean() if (name := "train/cost_gradient_noise") in late else np.nan
+    noise = late[name].mean() if (name := OF_UPDATES["noise"]) in late else np.nan
     slope = np.mean([slope_without_noise(run) for run in runs])
     return {
         "task": task,

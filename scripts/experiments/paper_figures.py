@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import matplotlib
 import pandas as pd
-from promise import PAPER, make_row, markdown, measure, smoothed
+from promise import PAPER, make_row, markdown, measure, read_run
 from runs import Run, plan, run_all
 
 from safe_envs import BatchVecEnv
@@ -94,20 +94,14 @@ def make_model(run: Run) -> Any:
     return cls("MlpPolicy", env, seed=run.seed, device="cpu", **settings)
 
 
-def path_of(output: Path, cpo: Path, task: str, algorithm: str, seed: int) -> Path:
-    folder = cpo if algorithm == "CPO" else output / algorithm
-    return folder / f"{task}_seed{seed}.csv"
+def folder_of(output: Path, cpo: Path, algorithm: str) -> Path:
+    return cpo if algorithm == "CPO" else output / algorithm
 
 
 def load(output: Path, cpo: Path, task: str) -> dict[str, list[pd.DataFrame]]:
     """Algorithm -> a table per finished run of a task; no algorithm without a run."""
-    runs = {name: [pd.read_csv(path) for path in find(output, cpo, task, name)] for name in ALGORITHMS}
-    return {name: tables for name, tables in runs.items() if tables}
-
-
-def find(output: Path, cpo: Path, task: str, algorithm: str) -> list[Path]:
-    one = path_of(output, cpo, task, algorithm, 0)
-    return sorted(one.parent.glob(one.name.replace("_seed0", "_seed*")))
+    paths = {name: sorted(folder_of(output, cpo, name).glob(f"{task}_seed*.csv")) for name in ALGORITHMS}
+    return {name: [read_run(path) for path in group] for name, group in paths.items() if group}
 
 
 def shorten(logs: dict[str, list[pd.DataFrame]]) -> dict[str, list[pd.DataFrame]]:
@@ -128,8 +122,9 @@ def summarise(task: str, logs: dict[str, list[pd.DataFrame]]) -> list[dict[str, 
 
 def curve(log: pd.DataFrame) -> Curve:
     """J is that of the table: of the last 50 episodes."""
-    j = smoothed(log["J cost"].to_numpy(), log["episodes"].to_numpy())
-    return Curve(log["steps"].to_numpy(), log["return"].to_numpy(), {"": j}, {"": log["limit cost"].to_numpy()})
+    return Curve(
+        *(log[name].to_numpy() for name in ("steps", "return")), *({"": log[name].to_numpy()} for name in ("J", "limit cost"))
+    )
 
 
 def draw_figure(logs: dict[str, list[pd.DataFrame]], title: str, path: Path) -> None:
@@ -168,7 +163,7 @@ def main() -> None:
             args.seeds,
             args.steps,
             lambda task, name: settings_of(task, name, args.conditions),
-            lambda task, name, seed: path_of(output, cpo, task, name, seed),
+            lambda task, name, seed: folder_of(output, cpo, name) / f"{task}_seed{seed}.csv",
         )
         # However long they are: the table and the figures are cut to the shortest
         there = {path for path, run in runs.items() if run.algorithm == "CPO" and path.exists()}

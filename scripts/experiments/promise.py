@@ -62,14 +62,15 @@ def make_row(log: dict[str, Any]) -> dict[str, Any]:
         "return": log.get("rollout/ep_rew_mean_rollout", np.nan),
         "episodes": log["rollout/n_episodes"],
     }
+    # Where costs are shaped, the changes are of the shaped cost
+    is_shaped = any(key.startswith("rollout/ep_shaped_cost_mean") for key in log)
     for key, cost in log.items():
         if key.startswith(COST):
             suffix = key.removeprefix(COST)
             name = suffix.removeprefix("/") or "cost"
             error = log.get(f"rollout/ep_cost_std_error{suffix}", np.nan)
             row |= {f"J {name}": cost, f"error {name}": error, f"limit {name}": log[f"rollout/cost_limit{suffix}"]}
-            # Where costs are shaped, the changes are of the shaped cost
-            if not any(other.startswith("rollout/ep_shaped_cost_mean") for other in log):
+            if not is_shaped:
                 row |= {f"{short} {name}": log[full + suffix] for short, full in OF_UPDATES.items() if full + suffix in log}
     return row
 
@@ -105,13 +106,17 @@ def share_by_error(share: np.ndarray, error: np.ndarray, n_episodes: np.ndarray)
     return np.where((error > 0) & (around <= 1), stats.norm.sf((1 - around) / np.where(error > 0, error, 1)), 0.0)
 
 
+def last_fifth(run: pd.DataFrame) -> slice:
+    return slice(-max(len(run) // 5, 1), None)
+
+
 def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
     """
     One row per constraint: all of the run, its last fifth, and from the first time that J reaches the limit (from below or
     from above) to the end; a run that never reaches it counts from its beginning.
     """
     rows = []
-    late = slice(-max(len(run) // 5, 1), None)
+    late = last_fifth(run)
     for name in (key[2:] for key in run if key.startswith("J ")):
         share = (run[f"J {name}"] / run[f"limit {name}"]).to_numpy()
         is_there = share <= 1 if share[0] > 1 else share >= 1
@@ -138,17 +143,26 @@ def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def read_run(path: Path) -> pd.DataFrame:
+    """A run with one constraint, and beside its J, that of a rollout, the one of the last 50 episodes: ``J``."""
+    log = pd.read_csv(path)
+    return log.assign(J=smoothed(log["J cost"].to_numpy(), log["episodes"].to_numpy()))
+
+
 def measure(log: pd.DataFrame) -> dict[str, float]:
-    """Of one whole run with one constraint, as the benchmarks of the field have it; J is that of the last 50 episodes."""
-    j, limit = smoothed(log["J cost"].to_numpy(), log["episodes"].to_numpy()), log["limit cost"].to_numpy()
-    late = slice(-max(len(log) // 5, 1), None)
+    """
+    Of one whole run, as the benchmarks of the field have it.
+
+    :param log: from ``read_run``
+    """
+    is_over, late = log["J"] > log["limit cost"], last_fifth(log)
     return {
         "return": log["return"].iloc[late].mean(),
-        "cost": j[late].mean(),
-        "over, all": (j > limit).mean(),
-        "over, late": (j > limit)[late].mean(),
-        "highest J": j.max(),
-        "regret": np.maximum(j - limit, 0).sum(),
+        "cost": log["J"].iloc[late].mean(),
+        "over, all": is_over.mean(),
+        "over, late": is_over.iloc[late].mean(),
+        "highest J": log["J"].max(),
+        "regret": (log["J"] - log["limit cost"]).clip(lower=0).sum(),
     }
 
 

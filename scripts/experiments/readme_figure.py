@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from paper_figures import ALGORITHMS, curve, load, shorten
+from promise import measure
 
 matplotlib.use("Agg")
 
@@ -44,8 +45,8 @@ def main() -> None:
     chosen = shorten({name: logs[name] for name in args.algorithms})
     draw_figure(chosen, args.task).savefig(args.output, dpi=110)
     for name, group in chosen.items():
-        late = pd.concat([log.tail(max(len(log) // 5, 1)) for log in group])
-        print(f"{name}: {len(group)} seeds, last fifth {late['return'].mean():.4g} at a cost of {late['J cost'].mean():.3g}")
+        means = pd.DataFrame([measure(log) for log in group]).mean()
+        print(f"{name}: {len(group)} seeds, last fifth {means['return']:.4g} at a cost of {means['cost']:.3g}")
 
 
 if __name__ == "__main__":

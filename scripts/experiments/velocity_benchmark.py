@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import VELOCITY, make_row, markdown, measure, smoothed
+from promise import VELOCITY, make_row, markdown, measure, read_run
 from runs import Run as Training
 from runs import plan, run_all
 
@@ -62,12 +62,8 @@ Runs = dict[str, list[pd.DataFrame]]
 
 
 def load(folder: Path) -> Runs:
-    runs = {task: [pd.read_csv(path) for path in sorted(folder.glob(f"{task}_seed*.csv"))] for task in VELOCITY}
-    return {
-        task: [log.assign(J=smoothed(log["J cost"].to_numpy(), log["episodes"].to_numpy())) for log in logs]
-        for task, logs in runs.items()
-        if logs
-    }
+    runs = {task: [read_run(path) for path in sorted(folder.glob(f"{task}_seed*.csv"))] for task in VELOCITY}
+    return {task: logs for task, logs in runs.items() if logs}
 
 
 def on_the_way(ours: Runs) -> list[dict[str, Any]]:
