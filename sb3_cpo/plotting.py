@@ -114,10 +114,9 @@ def draw(groups: dict[str, list[Run]], title: str = "", cost_limit: Limits = Non
         if log_cost:
             threshold = min([limit for limit in limits if limit > 0], default=1.0)
             _set_log_scale(axis, min(threshold, 1.0))
-        else:
-            # An interval may reach below 0 where no cost does
-            lowest = min((run.costs[name].min() for runs in groups.values() for run in runs if name in run.costs), default=0.0)
-            axis.set_ylim(bottom=0.0 if lowest >= 0 else axis.get_ylim()[0])
+        # An interval may reach below 0 where no cost does
+        lowest = min((run.costs[name].min() for runs in groups.values() for run in runs if name in run.costs), default=0.0)
+        axis.set_ylim(bottom=0.0 if lowest >= 0 else axis.get_ylim()[0])
     return_axis.set(ylabel="return of an episode", title=title)
     cost_axes[-1].set(xlabel="environment steps")
     for axis in (return_axis, *cost_axes):

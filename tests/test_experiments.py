@@ -43,43 +43,43 @@ def test_demo_leaves_log_model_and_picture_and_says_where_training_ended(tmp_pat
 
 
 @pytest.mark.slow
-def test_paper_figures_compare_and_do_not_repeat_what_is_there(tmp_path):
+def test_comparison_compare_and_do_not_repeat_what_is_there(tmp_path):
     tasks = ("--tasks", "SafePointGather-v0")
     args = ("run", *tasks, "--algorithms", "CPO", "CPO + shaping", "TRPO", "--seeds", "0")
-    output = run("experiments/paper_figures.py", *args, "--steps", "42000", folder=tmp_path)
+    output = run("experiments/comparison.py", *args, "--steps", "42000", folder=tmp_path)
     results = tmp_path / "results"
-    rows = pd.read_csv(results / "paper" / "TRPO" / "SafePointGather-v0_seed0.csv")
+    rows = pd.read_csv(results / "compared" / "TRPO" / "SafePointGather-v0_seed0.csv")
     # 14 whole episodes of 15 steps in each of 100 copies
     assert rows["steps"].tolist() == [21_000, 42_000]
     of_cpo = results / "promise" / "SafePointGather-v0_seed0.csv"
     assert {"predicted cost", "actual cost", "noise cost"} <= set(pd.read_csv(of_cpo))
     # What is predicted is of the shaped cost, and J is not
-    assert "predicted cost" not in pd.read_csv(results / "paper" / "CPO + shaping" / "SafePointGather-v0_seed0.csv")
+    assert "predicted cost" not in pd.read_csv(results / "compared" / "CPO + shaping" / "SafePointGather-v0_seed0.csv")
     assert "there already" not in output
-    again = run("experiments/paper_figures.py", *args, "--steps", "42000", folder=tmp_path)
+    again = run("experiments/comparison.py", *args, "--steps", "42000", folder=tmp_path)
     assert again.count("there already") == 3
     # Runs of promise.py are used as they are, others are made longer
     before = of_cpo.read_bytes()
-    longer = run("experiments/paper_figures.py", *args[:-2], "--seeds", "0", "--steps", "63000", folder=tmp_path)
+    longer = run("experiments/comparison.py", *args[:-2], "--seeds", "0", "--steps", "63000", folder=tmp_path)
     assert longer.count("there already") == 1
     assert of_cpo.read_bytes() == before
-    table = run("experiments/paper_figures.py", "draw", folder=tmp_path).splitlines()
+    table = run("experiments/comparison.py", "draw", folder=tmp_path).splitlines()
     assert [line.split(" | ")[1:3] for line in table[2:]] == [
         ["CPO", "0.042M"],
         ["TRPO", "0.042M"],
         ["CPO + shaping", "0.042M"],
     ]
-    assert {path.name for path in (results / "paper").glob("*.png")} == {
+    assert {path.name for path in (results / "compared").glob("*.png")} == {
         "SafePointGather-v0-figure1.png",
         "SafePointGather-v0-figure3.png",
     }
 
 
 @pytest.mark.slow
-def test_paper_figures_under_the_conditions_of_the_paper(tmp_path):
+def test_comparison_under_the_conditions_of_the_paper(tmp_path):
     conditions = ("--tasks", "SafePointGather-v0", "--conditions", "paper")
     args = ("--algorithms", "PDO 1000", "CPO", "--seeds", "0", "--steps", "49500")
-    run("experiments/paper_figures.py", "run", *conditions, *args, folder=tmp_path)
+    run("experiments/comparison.py", "run", *conditions, *args, folder=tmp_path)
     folder = tmp_path / "results" / "as-in-the-paper"
     # 33 whole episodes of 15 steps in each of 100 copies
     assert pd.read_csv(folder / "PDO 1000" / "SafePointGather-v0_seed0.csv")["steps"].tolist() == [49_500]
@@ -89,12 +89,12 @@ def test_paper_figures_under_the_conditions_of_the_paper(tmp_path):
     assert "n_noise_draws" not in pdo
     assert cpo == {"gamma": 0.995, "n_envs": 100}
     assert not (tmp_path / "results" / "promise").exists()
-    table = run("experiments/paper_figures.py", "draw", *conditions, folder=tmp_path)
+    table = run("experiments/comparison.py", "draw", *conditions, folder=tmp_path)
     assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == ["CPO", "PDO 1000"]
 
 
-def test_paper_figures_measure_all_over_the_same_steps(promise, tmp_path, monkeypatch, capfd):
-    import paper_figures
+def test_comparison_measure_all_over_the_same_steps(promise, tmp_path, monkeypatch, capfd):
+    import comparison
 
     def write(folder: str, j: list[float], returns: list[float]) -> None:
         steps = 10 * np.arange(1, len(j) + 1)
@@ -107,8 +107,8 @@ def test_paper_figures_measure_all_over_the_same_steps(promise, tmp_path, monkey
     write("CPO", [4, 6, 8, 4, 5, 4, 4, 4, 4, 6, 100], [*range(10), 1000])
     write("FPO 1", [9, 1, 1, 1, 1, 1, 1, 1, 1, 1], [7] * 10)
     common = ["--output", str(tmp_path), "--cpo", str(tmp_path / "CPO")]
-    monkeypatch.setattr(sys, "argv", ["paper_figures.py", "draw", *common])
-    paper_figures.main()
+    monkeypatch.setattr(sys, "argv", ["comparison.py", "draw", *common])
+    comparison.main()
     rows = [line.strip("| ").split(" | ") for line in capfd.readouterr().out.splitlines()[2:]]
     # Task, algorithm, steps, seeds, return, cost, over in all, over late, highest J, regret
     assert rows == [
@@ -116,7 +116,7 @@ def test_paper_figures_measure_all_over_the_same_steps(promise, tmp_path, monkey
         ["SafePointCircle-v0", "FPO 1", "0.0001M", "1", "7", "1", "10%", "0%", "9", "4"],
     ]
     assert {path.name for path in tmp_path.glob("*.png")} == {"SafePointCircle-v0-figure4.png"}
-    drawn = paper_figures.curve(paper_figures.read_run(tmp_path / "FPO 1" / "SafePointCircle-v0_seed0.csv"))
+    drawn = comparison.curve(comparison.read_run(tmp_path / "FPO 1" / "SafePointCircle-v0_seed0.csv"))
     assert (drawn.costs[""][0], drawn.limits[""][0]) == (9, 5)
 
     import readme_figure
@@ -129,9 +129,9 @@ def test_paper_figures_measure_all_over_the_same_steps(promise, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["readme_figure.py", *picture])
     with pytest.raises(SystemExit, match="no run of PDO, TRPO"):
         readme_figure.main()
-    monkeypatch.setattr(sys, "argv", ["paper_figures.py", "draw", *common, "--tasks", "SafeAntCircle-v0"])
+    monkeypatch.setattr(sys, "argv", ["comparison.py", "draw", *common, "--tasks", "SafeAntCircle-v0"])
     with pytest.raises(SystemExit, match="no finished run"):
-        paper_figures.main()
+        comparison.main()
 
 
 # ---------------------------------------------------------------- runs
@@ -286,24 +286,44 @@ def test_the_last_policies_are_played_without_noise(promise, velocity, tmp_path)
 def test_the_tables_of_the_velocity_page_are_those_of_the_committed_runs(velocity):
     results = SCRIPTS.parent / "docs" / "results"
     page = (results / "velocity.md").read_text()
-    others = str(results / "velocity" / "others")
-    for table in velocity("show", str(results / "promise"), "--others", others).strip().split("\n\n"):
+    for table in velocity("show", str(results / "promise")).strip().split("\n\n"):
         assert table in page
 
 
-def test_others_are_trained_under_the_same_conditions(velocity, tmp_path):
+@pytest.fixture
+def comparison(promise, monkeypatch, capfd):
+    import comparison
+
+    def main(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["comparison.py", *args])
+        comparison.main()
+        return capfd.readouterr().out
+
+    return main
+
+
+@pytest.mark.parametrize(("page", "group"), [("paper.md", "PAPER"), ("velocity.md", "VELOCITY")])
+def test_the_tables_of_comparisons_are_those_of_the_committed_runs(comparison, tmp_path, page, group):
+    results = SCRIPTS.parent / "docs" / "results"
+    tasks = getattr(sys.modules["promise"], group)
+    compared = [task for task in tasks if list((results / "compared" / "plain CPO").glob(f"{task}_seed*.csv"))]
+    folders = ("--output", str(results / "compared"), "--cpo", str(results / "promise"), "--pictures", str(tmp_path))
+    assert comparison("draw", "--tasks", *compared, *folders).strip() in (results / page).read_text()
+
+
+def test_others_are_trained_under_the_same_conditions(comparison, tmp_path):
     task = "SafeHopperVelocity-v0"
     chosen = ("--algorithms", "PPO-Lagrangian", "--tasks", task, "--seeds", "0", "--steps", "20000")
-    velocity("others", *chosen, "--output", "others")
+    comparison("run", *chosen, "--output", "others")
     run = pd.read_csv(tmp_path / "others" / "PPO-Lagrangian" / f"{task}_seed0.csv")
     # 20 copies, an episode of 1,000 steps each, as CPO has them
     assert run["steps"].tolist() == [20_000]
     assert run["limit cost"].tolist() == [25.0]
     write_run(tmp_path / f"{task}_seed0.csv", 5, 1000.0, [20.0])
-    *_, table = velocity("show", str(tmp_path), "--others", "others", "--output", "drawn").strip().split("\n\n")
+    table = comparison("draw", "--tasks", task, "--output", "others", "--cpo", str(tmp_path)).strip()
     rows = [line.strip("| ").split(" | ")[:4] for line in table.splitlines()[2:]]
-    assert rows == [[task, "sb3-cpo", "0.1M", "1"], [task, "PPO-Lagrangian", "0.02M", "1"]]
-    assert (tmp_path / "drawn" / "others.png").exists()
+    assert rows == [[task, "CPO", "0.02M", "1"], [task, "PPO-Lagrangian", "0.02M", "1"]]
+    assert (tmp_path / "others" / f"{task}-figure1.png").exists()
 
 
 def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):

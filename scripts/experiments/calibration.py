@@ -1,9 +1,9 @@
 """
 Predicted against actual changes of the cost: does what an update expects come true?
 
-    python scripts/experiments/calibration.py results/promise results/paper/"plain CPO" --output results/calibration.png
+    python scripts/experiments/calibration.py results/promise results/compared/"plain CPO" --output results/calibration.png
 
-Of the runs in each folder (of promise.py, paper_figures.py, velocity_benchmark.py), the late half: a row per task, and
+Of the runs in each folder (of promise.py, comparison.py), the late half: a row per task, and
 a panel per task and folder.
 """
 

@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
+from comparison import PLAIN
 from promise import COST, GROUPS, judge, make_row
 from runs import Run, load_logs, plan, run_all
 
@@ -77,7 +78,6 @@ class OldEpisodes(CPO):
         return super()._update_policy(rollout._replace(cost=rollout.cost._replace(mean=mean, standard_error=error)))
 
 
-PLAIN: dict[str, Any] = {"n_noise_draws": 0}
 # name -> class, and arguments of CPO that differ from the defaults
 VARIANTS: dict[str, tuple[type[CPO], dict[str, Any]]] = {
     "CPO": (CPO, {}),
@@ -120,7 +120,6 @@ def describe(log: pd.DataFrame) -> dict[str, Any]:
 
 def draw_task(logs: dict[str, list[pd.DataFrame]], title: str, path: Path) -> None:
     figure = draw({name: [from_log(run) for run in runs] for name, runs in logs.items()}, title, log_cost=True)
-    figure.axes[1].set_ylim(bottom=0.0)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

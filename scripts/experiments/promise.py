@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 from runs import Run, run_all
 from scipy import stats
-from small_tasks import SMALL_TASKS, missing_package
+from small_tasks import ALL_SMALL_TASKS, SMALL_TASKS, UNSEEN_TASKS, missing_package
 
 from sb3_cpo import CPO, make_vec_env
 
 VELOCITY = tuple(f"Safe{robot}Velocity-v0" for robot in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d"))
 PAPER = tuple(f"Safe{task}-v0" for task in ("PointCircle", "PointGather", "AntCircle", "AntGather", "HumanoidCircle"))
-GROUPS = {"velocity": VELOCITY, "paper": PAPER, "small": tuple(SMALL_TASKS)}
+GROUPS = {"velocity": VELOCITY, "paper": PAPER, "small": tuple(SMALL_TASKS), "unseen": tuple(UNSEEN_TASKS)}
 STEPS = {"velocity": 3e6, "paper": 2e6}
 COST = "rollout/ep_cost_mean"
 # What an update expected to change of J, what came, and how much of the cost gradient is noise
@@ -49,9 +49,9 @@ PUBLISHED = {
 
 def make_model(run: Run) -> CPO:
     """The one line: nothing is said but the limit, and that only where the environment does not say it."""
-    if run.task not in SMALL_TASKS:
+    if run.task not in ALL_SMALL_TASKS:
         return CPO("MlpPolicy", run.task, seed=run.seed, device="cpu", **run.settings)
-    task = SMALL_TASKS[run.task]
+    task = ALL_SMALL_TASKS[run.task]
     env = make_vec_env(task.make, seed=run.seed)
     return CPO("MlpPolicy", env, task.cost_limit, seed=run.seed, device="cpu", **run.settings)
 
@@ -183,8 +183,8 @@ def judge_all(folder: Path) -> list[dict[str, Any]]:
 
 def beside(task: str, n_steps: int) -> str:
     """What others have after about as many steps, or what the best policy has."""
-    if task in SMALL_TASKS and SMALL_TASKS[task].best_return is not None:
-        return f"best possible {SMALL_TASKS[task].best_return():.3g}"  # type: ignore[misc]
+    if task in ALL_SMALL_TASKS and ALL_SMALL_TASKS[task].best_return is not None:
+        return f"best possible {ALL_SMALL_TASKS[task].best_return():.3g}"  # type: ignore[misc]
     published = PUBLISHED.get(task, {})
     nearest = min(published, key=lambda steps: abs(steps - n_steps), default=None)
     return "" if nearest is None else f"published CPO {published[nearest]} at {nearest:.0e}".replace("e+0", "e")
@@ -260,7 +260,7 @@ def main() -> None:
             if missing := missing_package(task):
                 print(f"{task}: skipped, needs {missing}")
                 continue
-            steps = int(args.steps or (SMALL_TASKS[task].steps if group == "small" else STEPS[group]))
+            steps = int(args.steps or (ALL_SMALL_TASKS[task].steps if task in ALL_SMALL_TASKS else STEPS[group]))
             for seed in args.seeds:
                 runs[args.output / f"{task}_seed{seed}.csv"] = Run(task, seed, steps, json.loads(args.settings))
     run_all(runs, make_model, make_row, args.jobs, args.save_every)

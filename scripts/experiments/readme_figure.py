@@ -1,5 +1,5 @@
 """
-Draw the README's figure, CPO, PDO and TRPO on SafePointCircle-v0, from runs that paper_figures.py has made.
+Draw the README's figure, CPO, PDO and TRPO on SafePointCircle-v0, from runs that comparison.py has made.
 
     python scripts/experiments/readme_figure.py
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
-from paper_figures import ALGORITHMS, curve, load, shorten
+from comparison import ALGORITHMS, curve, load, shorten
 from promise import measure
 
 matplotlib.use("Agg")
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="SafePointCircle-v0", help="(default: SafePointCircle-v0)")
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["CPO", "PDO", "TRPO"])
-    parser.add_argument("--runs", type=Path, default=RESULTS / "paper", help="folder of the runs")
+    parser.add_argument("--runs", type=Path, default=RESULTS / "compared", help="folder of the runs")
     parser.add_argument("--cpo", type=Path, default=RESULTS / "promise", help="folder of the runs of CPO")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "readme.png", help="image to write")
     args = parser.parse_args()

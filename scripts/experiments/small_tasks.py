@@ -39,6 +39,47 @@ class DoubleIntegrator(gym.Env):
         return self.state.astype(np.float32), float(speed), False, False, info
 
 
+class Inventory(gym.Env):
+    """
+    A shop orders every morning, at most 20 pieces, sells what is asked for, and pays for what it keeps over night. A customer
+    who goes away with nothing costs.
+    """
+
+    observation_space = spaces.Box(0, np.inf, (2,))
+    action_space = spaces.Box(0, 20, (1,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.stock, self.asked = 0.0, 0.0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.stock += float(np.clip(action[0], 0, 20))
+        self.asked = float(self.np_random.poisson(8))
+        sold = min(self.stock, self.asked)
+        self.stock -= sold
+        observation = np.array([self.stock, self.asked], np.float32)
+        return observation, sold - 0.5 * self.stock, False, False, {"cost": self.asked - sold}
+
+
+class Queue(gym.Env):
+    """Whoever comes may be let in, which pays. Every step costs as many as wait; it serves one of them at best."""
+
+    observation_space = spaces.Discrete(31)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict]:
+        super().reset(seed=seed)
+        self.n_waiting = 0
+        return 0, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
+        is_let_in = action == 1 and self.np_random.random() < 0.9 and self.n_waiting < 30
+        self.n_waiting += int(is_let_in)
+        self.n_waiting -= int(self.n_waiting > 0 and self.np_random.random() < 0.6)
+        return self.n_waiting, float(is_let_in), False, False, {"cost": float(self.n_waiting)}
+
+
 def wrapped(env_id: str, cost: Callable[..., float], **kwargs: Any) -> Callable[[], gym.Env]:
     return lambda: CostWrapper(gym.make(env_id, **kwargs), cost)
 
@@ -67,7 +108,7 @@ def solve_frozen_lake() -> Optimum:
 
 def missing_package(task: str) -> str | None:
     """What must be installed for a task; None: nothing."""
-    is_missing = task.startswith("LunarLander") and importlib.util.find_spec("Box2D") is None
+    is_missing = task.startswith(("LunarLander", "BipedalWalker")) and importlib.util.find_spec("Box2D") is None
     return "pip install 'gymnasium[box2d]'" if is_missing else None
 
 
@@ -93,3 +134,22 @@ SMALL_TASKS = {
     ),
     "MountainCar energy": SmallTask(wrapped("MountainCarContinuous-v0", lambda action: float(np.square(action[0]))), 50.0),
 }
+
+# On which no default was chosen, but on the first one: each was run when the defaults stood
+UNSEEN_TASKS = {
+    "InvertedPendulum position": SmallTask(wrapped("InvertedPendulum-v5", lambda obs: float(abs(obs[0]) > 0.05)), 25.0),
+    "Walker2d-v5 speed": SmallTask(wrapped("Walker2d-v5", lambda info: float(info["x_velocity"] > 1)), 25.0),
+    "Acrobot torque": SmallTask(wrapped("Acrobot-v1", lambda action: float(action == 2)), 30.0),
+    "Ant-v5 energy": SmallTask(wrapped("Ant-v5", lambda action: float(np.sum(np.square(action)))), 500.0, 300_000),
+    "Pusher energy": SmallTask(wrapped("Pusher-v5", lambda action: float(np.sum(np.square(action)))), 100.0),
+    "BipedalWalker torque": SmallTask(
+        wrapped("BipedalWalker-v3", lambda action: float(np.sum(np.abs(action)))), 500.0, 300_000
+    ),
+    "LunarLander tilt": SmallTask(
+        wrapped("LunarLander-v3", lambda next_obs: float(abs(next_obs[4]) > 0.1), continuous=True), 20.0, 300_000
+    ),
+    "Taxi mistakes": SmallTask(wrapped("Taxi-v4", lambda reward: float(reward == -10)), 5.0),
+    "inventory": SmallTask(lambda: gym.wrappers.TimeLimit(Inventory(), 100), 50.0),
+    "queue": SmallTask(lambda: gym.wrappers.TimeLimit(Queue(), 200), 200.0),
+}
+ALL_SMALL_TASKS = SMALL_TASKS | UNSEEN_TASKS

@@ -16,17 +16,16 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
+from comparison import PLAIN
 from promise import GROUPS, judge, make_model, make_row
 from runs import plan, run_all
-from small_tasks import SMALL_TASKS
+from small_tasks import ALL_SMALL_TASKS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from sb3_cpo.plotting import draw, from_log
 
-# The paper trusts every batch: costs are not discounted, the limit is on the mean itself
-PLAIN: dict[str, Any] = {"n_noise_draws": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "default, no distance": {"cost_confidence": 0.0},
@@ -43,7 +42,7 @@ TASKS = [
     task
     for tasks in GROUPS.values()
     for task in tasks
-    if task not in SMALL_TASKS or not isinstance(SMALL_TASKS[task].cost_limit, Mapping)
+    if task not in ALL_SMALL_TASKS or not isinstance(ALL_SMALL_TASKS[task].cost_limit, Mapping)
 ]
 
 

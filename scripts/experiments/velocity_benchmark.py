@@ -3,40 +3,32 @@ The velocity benchmark: CPO with its defaults beside what is published, measured
 
     python scripts/experiments/promise.py run --group velocity --seeds 0 1 2 --steps 1e7 --output results/promise
     python scripts/experiments/velocity_benchmark.py evaluate results/promise
-    python scripts/experiments/velocity_benchmark.py others --tasks SafeHalfCheetahVelocity-v0 --output results/others
-    python scripts/experiments/velocity_benchmark.py show results/promise --others results/others --output results/drawn
+    python scripts/experiments/velocity_benchmark.py show results/promise --output results/drawn
 
 `show` prints the tables and draws return and cost over training; points are published means. J is that of the stochastic
 training policy, over the last 50 episodes (of more, where a rollout has more), after every 20,000 steps. `evaluate` plays the
-last policies without noise, which is how OmniSafe measures. `others` trains what CPO is compared with under the same
-conditions. Published numbers: docs/results/velocity/published*.csv.
+last policies without noise, which is how OmniSafe measures. Published numbers: docs/results/velocity/published*.csv.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import VELOCITY, make_row, markdown, measure, read_run
-from runs import Run as Training
-from runs import plan, run_all
+from promise import VELOCITY, markdown, measure, read_run
 
-from sb3_cpo import CPO, PDO, evaluate_policy, make_vec_env
+from sb3_cpo import CPO, evaluate_policy, make_vec_env
 from sb3_cpo.checkpoints import list_checkpoints
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import EngFormatter, FormatStrFormatter
+from matplotlib.ticker import EngFormatter
 
 from sb3_cpo.plotting import Run, align, bootstrap_band, draw_band
 
 DOCS = Path(__file__).parents[2] / "docs"
-sys.path.append(str(DOCS / "examples"))
-from ppo_lagrangian import PPOLagrangian  # noqa: E402
-
 PUBLISHED = DOCS / "results" / "velocity"
 LIMIT = 25.0
 MARKS = (1e6, 2e6, 3e6, 5e6, 1e7)
@@ -45,17 +37,6 @@ EPOCHS = 10
 OURS = "sb3-cpo"
 MARKERS = {"CPO": "o", "C-TRPO": "s", "PPO-Lagrangian": "^"}
 DETERMINISTIC = "deterministic.csv"
-# Class, and arguments that differ from the defaults
-OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "plain CPO": (CPO, {"n_noise_draws": 0}),
-    "PDO": (PDO, {}),
-    "PPO-Lagrangian": (PPOLagrangian, {}),
-}
-
-
-def make_other(run: Training) -> Any:
-    return OTHERS[run.algorithm][0]("MlpPolicy", run.task, seed=run.seed, device="cpu", **run.settings)
-
 
 Runs = dict[str, list[pd.DataFrame]]
 """Task -> one table per seed, with the smoothed J; no task without a run"""
@@ -99,24 +80,6 @@ def by_length(runs: list[pd.DataFrame]) -> list[dict[str, Any]]:
         means = {**measures.mean(), "highest J": measures["highest J"].max()}
         rows.append({"steps": f"{steps / 1e6:g}M", "seeds": len(group), **means})
     return rows
-
-
-def beside_others(methods: dict[str, Runs]) -> list[dict[str, Any]]:
-    """
-    Whole runs of ours and of the others under the same conditions, on the tasks that these have.
-
-    :param methods: ours first
-    """
-    return [
-        as_text({"task": task, "method": name, **row})
-        for task in tasks_of_others(methods)
-        for name, runs in methods.items()
-        for row in by_length(runs.get(task, []))
-    ]
-
-
-def tasks_of_others(methods: dict[str, Runs]) -> list[str]:
-    return [task for task in VELOCITY if any(task in runs for name, runs in methods.items() if name != OURS)]
 
 
 def as_text(row: dict[str, Any]) -> dict[str, Any]:
@@ -226,44 +189,12 @@ def draw(ours: Runs, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_others(methods: dict[str, Runs], path: Path) -> None:
-    """Return above, J below, of ours and of the others, a column per task."""
-    tasks = tasks_of_others(methods)
-    figure, columns = plt.subplots(
-        2, len(tasks), figsize=(5 * len(tasks), 5.5), sharex="col", layout="constrained", squeeze=False
-    )
-    for axes, task in zip(columns.T, tasks, strict=True):
-        logs = {name: runs[task] for name, runs in methods.items() if task in runs}
-        end = max(log["steps"].iloc[-1] for name, group in logs.items() if name != OURS for log in group)
-        for name, group in logs.items():
-            shown = [log[log["steps"] <= end] for log in group]
-            draw_runs(axes, shown, list(methods).index(name), f"{name} ({len(group)})")
-        finish(axes)
-        axes[0].set(title=task, ylabel="return of an episode")
-        # Up to twice the limit the axis is linear; a penalty that rises too slowly lets the cost go to hundreds
-        axes[1].set_yscale("symlog", linthresh=2 * LIMIT)
-        axes[1].set_yticks([0, 25, 50, 100, 200, 500, 1000])
-        axes[1].set(ylim=(0, 1000), ylabel="J, cost of an episode")
-        axes[1].yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="print the tables, draw the picture")
     show.add_argument("folder", type=Path, help="what promise.py has left")
-    show.add_argument("--others", type=Path, help="what `others` has left")
     show.add_argument("--output", type=Path, help="folder for the pictures")
-    train = commands.add_parser("others", help="train what CPO is compared with")
-    train.add_argument("--algorithms", nargs="+", choices=OTHERS, default=list(OTHERS))
-    train.add_argument("--tasks", nargs="+", choices=VELOCITY, default=["SafeHalfCheetahVelocity-v0", "SafeHopperVelocity-v0"])
-    train.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    train.add_argument("--steps", type=float, default=3e6)
-    train.add_argument("--output", type=Path, default=Path("results/others"))
-    train.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     play = commands.add_parser("evaluate", help="play the last policies without noise")
     play.add_argument("folder", type=Path)
     play.add_argument("--episodes", type=int, default=20)
@@ -272,30 +203,13 @@ def main() -> None:
         table = evaluate(args.folder, args.episodes)
         table.to_csv(args.folder / DETERMINISTIC, index=False, float_format="%.5g")
         return
-    if args.command == "others":
-        runs = plan(
-            args.tasks,
-            args.algorithms,
-            args.seeds,
-            args.steps,
-            lambda task, name: OTHERS[name][1],
-            lambda task, name, seed: args.output / name / f"{task}_seed{seed}.csv",
-        )
-        run_all(runs, make_other, make_row, args.jobs)
-        return
     ours = load(args.folder)
-    methods = {OURS: ours}
-    if args.others is not None:
-        methods |= {name: load(args.others / name) for name in OTHERS}
-    compared = beside_others(methods)
-    parts = [on_the_way(ours), last_fifth(ours), deterministic(args.folder), compared]
+    parts = [on_the_way(ours), last_fifth(ours), deterministic(args.folder)]
     if not any(parts):
         raise SystemExit(f"no finished run of a velocity task in {args.folder}")
     print("\n\n".join(markdown(rows) for rows in parts if rows))
     if args.output is not None:
         draw(ours, args.output / "velocity.png")
-        if compared:
-            draw_others(methods, args.output / "others.png")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """
-The paper's comparisons: return and cost of CPO, PDO, TRPO and fixed penalties over training (figures 1, 3 and 4).
+CPO and plain CPO, PDO, PPO-Lagrangian, TRPO, fixed penalties, cost shaping, compared under the same conditions.
+Return and cost over training (figures 1, 3 and 4 of the paper), and a table.
 
-    python scripts/experiments/paper_figures.py run --tasks SafePointCircle-v0 --seeds 0 1 2 --steps 2e6
-    python scripts/experiments/paper_figures.py draw --tasks SafePointCircle-v0
+    python scripts/experiments/comparison.py run --tasks SafePointCircle-v0 --seeds 0 1 2 --steps 2e6
+    python scripts/experiments/comparison.py draw --tasks SafePointCircle-v0
 
 All algorithms learn under the same conditions, the defaults: copies, batches, networks, trust region. Runs of CPO are those of
 promise.py (`--cpo`), which are used as they are where they are. With `--conditions paper`, copies, batches, networks and trust
@@ -11,13 +12,14 @@ done is skipped, one that was stopped goes on.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import matplotlib
 import pandas as pd
-from promise import PAPER, make_row, markdown, measure, read_run
+from promise import PAPER, VELOCITY, make_row, markdown, measure, read_run
 from runs import Run, plan, run_all
 
 from safe_envs import BatchVecEnv
@@ -30,6 +32,10 @@ from matplotlib import pyplot as plt
 from sb3_cpo.plotting import Run as Curve
 from sb3_cpo.plotting import draw
 
+sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples"))
+from ppo_lagrangian import PPOLagrangian
+
+# The paper trusts every batch: costs are not discounted, the limit is on the mean itself
 PLAIN: dict[str, Any] = {"n_noise_draws": 0}
 # Name -> class, and what it has beside the conditions
 ALGORITHMS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -37,6 +43,7 @@ ALGORITHMS: dict[str, tuple[type, dict[str, Any]]] = {
     "plain CPO": (CPO, PLAIN),
     "PDO": (PDO, {}),
     "PDO 1000": (PDO, {"penalty_coef": 1000.0}),
+    "PPO-Lagrangian": (PPOLagrangian, {}),
     "TRPO": (TRPO, {}),
     "CPO + shaping": (CPO, {"is_shaped": True}),
     "plain CPO + shaping": (CPO, {**PLAIN, "is_shaped": True}),
@@ -46,7 +53,7 @@ ALGORITHMS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 # Figure -> what it is about, and what stands beside it
 FIGURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "1": (("plain CPO", "PDO", "PDO 1000", "TRPO"), ("CPO",)),
+    "1": (("plain CPO", "PDO", "PDO 1000", "PPO-Lagrangian", "TRPO"), ("CPO",)),
     "3": (("CPO + shaping", "plain CPO + shaping"), ("CPO", "plain CPO")),
     "4": (("FPO 1", "FPO 5", "FPO 50"), ("CPO", "TRPO")),
 }
@@ -59,7 +66,7 @@ PREDICTORS: dict[str, dict[str, Any]] = {
     "SafeHumanoidCircle-v0": {"horizon": 20},
 }
 # Conditions -> folder of the runs
-CONDITIONS = {"defaults": Path("results/paper"), "paper": Path("results/as-in-the-paper")}
+CONDITIONS = {"defaults": Path("results/compared"), "paper": Path("results/as-in-the-paper")}
 NOT_ARGUMENTS = {"vec_env", "policy", "n_envs", "n_timesteps"}
 OF_CPO = {"n_noise_draws", "n_cost_rollouts", "cost_gae_lambda"}
 
@@ -130,7 +137,6 @@ def curve(log: pd.DataFrame) -> Curve:
 def draw_figure(logs: dict[str, list[pd.DataFrame]], title: str, path: Path) -> None:
     """Return and cost over training, with the limit."""
     figure = draw({name: [curve(log) for log in group] for name, group in logs.items()}, title, log_cost=True)
-    figure.axes[1].set_ylim(bottom=0.0)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -140,7 +146,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("run", help="train what is not done yet")
     train.add_argument(
-        "--algorithms", nargs="+", choices=ALGORITHMS, default=["CPO", *FIGURES["1"][0]], help="default: figure 1"
+        "--algorithms", nargs="+", choices=ALGORITHMS, default=["CPO", *FIGURES["1"][0]], help="default: those of figure 1"
     )
     train.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run per seed")
     train.add_argument("--steps", type=float, default=2e6, help="of each run")
@@ -148,7 +154,7 @@ def main() -> None:
     show = commands.add_parser("draw", help="print the table, draw the figures")
     show.add_argument("--pictures", type=Path, help="folder for the pictures (default: that of the runs)")
     for command in (train, show):
-        command.add_argument("--tasks", nargs="+", choices=PAPER, default=PAPER[:2])
+        command.add_argument("--tasks", nargs="+", choices=(*PAPER, *VELOCITY), default=PAPER[:2])
         command.add_argument("--conditions", choices=CONDITIONS, default="defaults")
         command.add_argument("--output", type=Path, help="folder of the runs (default: by the conditions)")
         command.add_argument("--cpo", type=Path, help="folder of the runs of CPO (default: results/promise, or CPO)")
