@@ -14,6 +14,9 @@ import numpy as np
 
 # A signal's own product keeps at least this share: a draw of signs may say that there is more noise than there is anything
 LEAST_SIGNAL = 0.05
+# Combinations of the signals that are shorter than this share of the longest one are rounding errors
+RELATIVE_RANK = 1e-10
+BISECTIONS = 60
 
 
 def subtract_noise(gram: np.ndarray, noise_products: np.ndarray, n_episodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +27,7 @@ def subtract_noise(gram: np.ndarray, noise_products: np.ndarray, n_episodes: int
     :param noise_products: (n_draws k, n_draws k) of their gradients under random signs, draw by draw
     :param n_episodes: independent contributions to each gradient
     :return: an unbiased estimate of the Gram matrix of the true gradients, but for bounds that keep its diagonal positive and
-        its entries below their Cauchy-Schwarz limits; and the share of noise in each signal's own product, (k,)
+        its rows below their Cauchy-Schwarz limits; and the share of noise in each signal's own product, (k,)
     """
     k = len(gram)
     draws = [noise_products[start : start + k, start : start + k] for start in range(0, len(noise_products), k)]
@@ -42,6 +45,41 @@ def subtract_noise(gram: np.ndarray, noise_products: np.ndarray, n_episodes: int
     return honest, share
 
 
+def bound_rows(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
+    """
+    Take out of the honest rows what no gradient can do.
+
+    A step x = sum_j a_j H^-1 g_j has the squared length a.gram a and changes signal i by (honest a)_i: whatever the a, by no
+    more than a gradient of its squared length, honest_ii, can: honest_i.gram^-1 honest_i <= honest_ii. Where two signals are
+    nearly parallel, their difference is a step of no length, and what draws of signs say of it is an error, which the solver
+    would take for a way to lower the cost at no price. Such a row becomes honest_i (1 + mu gram^-1)^-1, with the smallest mu
+    that is enough: short steps lose most. All other rows stay as they are.
+    """
+    if honest is gram:
+        return honest
+    scale = np.sqrt(np.maximum(np.diagonal(gram), np.finfo(float).tiny))
+    lengths, axes = np.linalg.eigh(gram / scale / scale[:, None])
+    is_long = lengths > RELATIVE_RANK * lengths[-1]
+    lengths, axes = lengths[is_long], axes[:, is_long]
+    rows = honest.copy()
+    for index, limit in enumerate(np.diagonal(honest)):
+        along = honest[index] / scale @ axes
+
+        def change_by_longest(mu: float, along: np.ndarray = along) -> float:
+            """The squared one, of all steps of length 1."""
+            return float(np.sum(along**2 * lengths / (lengths + mu) ** 2))
+
+        if limit <= 0 or change_by_longest(0.0) <= limit * (1 + 1e-9):
+            continue
+        # The upper one is enough, since lengths / (lengths + mu)**2 < lengths / mu**2
+        lower, mu = 0.0, float(np.sqrt(np.sum(along**2 * lengths) / limit))
+        for _ in range(BISECTIONS):
+            middle = (lower + mu) / 2
+            lower, mu = (middle, mu) if change_by_longest(middle) > limit else (lower, middle)
+        rows[index] = along * lengths / (lengths + mu) @ axes.T * scale
+    return rows
+
+
 def constraint_basis(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     """
     B M^-1: the combinations of the signals' natural gradients along which each cost changes most, for the length that they
@@ -51,7 +89,7 @@ def constraint_basis(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
         return np.eye(len(gram))[1:]
     scale = np.sqrt(np.maximum(np.diagonal(gram), np.finfo(float).tiny))
     cosines = gram / scale / scale[:, None]
-    return honest[1:] / scale @ np.linalg.pinv(cosines, rcond=1e-10, hermitian=True) / scale
+    return honest[1:] / scale @ np.linalg.pinv(cosines, rcond=RELATIVE_RANK, hermitian=True) / scale
 
 
 def believed_share(gram: np.ndarray, honest: np.ndarray, coefficients: np.ndarray, violation: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_cpo.dual import VANISHING, Dual, is_row_vanishing, recovery_coefficients, solve_dual
 from sb3_cpo.fisher import Product, flat_grad, hessian_products
-from sb3_cpo.gradient_noise import believed_share, constraint_basis, subtract_noise
+from sb3_cpo.gradient_noise import believed_share, bound_rows, constraint_basis, subtract_noise
 
 Parameters = Sequence[nn.Parameter]
 Solver = Callable[[float, np.ndarray, np.ndarray, np.ndarray, float], Dual | None]
@@ -227,6 +227,7 @@ def trust_region_step(
         is_vanishing = np.append(False, is_row_vanishing(gram[1:, 1:], violation, target_kl))
         if is_vanishing.any():
             gram, honest = (np.where(is_vanishing | is_vanishing[:, None], 0.0, matrix) for matrix in (gram, honest))
+        honest = bound_rows(gram, honest)
     solutions, gradients = solutions[:n_signals], gradients[:n_signals]
 
     # 3. The trust-region problem, in these n_costs + 1 directions

@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_cpo.gradient_noise import LEAST_SIGNAL, believed_share, constraint_basis, subtract_noise
+from sb3_cpo.gradient_noise import LEAST_SIGNAL, believed_share, bound_rows, constraint_basis, subtract_noise
 from sb3_cpo.trust_region import NoiseProbe, Surrogates, trust_region_step
 
 
@@ -55,6 +55,38 @@ def test_what_is_left_is_bounded_where_a_draw_says_more_noise_than_there_is_anyt
     np.testing.assert_allclose(share, [0.5, 3.0])
     # From one episode nothing can be said
     np.testing.assert_array_equal(subtract_noise(gram, noise, 1)[0], gram)
+
+
+def random_problem(seed, closeness):
+    """A Gram matrix of three signals, of which two are parallel but for ``closeness``, and what draws of signs say of it."""
+    rng = np.random.default_rng(seed)
+    vectors, noise = rng.normal(size=(3, 6)) * [[1.0], [30.0], [1e-3]], rng.normal(size=(3, 6)) * [[0.5], [15.0], [5e-4]]
+    vectors[1] = -30 * vectors[0] + closeness * vectors[1]
+    return gram_of(vectors), gram_of(noise)
+
+
+@pytest.mark.parametrize("closeness", [1e-4, 1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_step_changes_a_signal_by_more_than_a_gradient_can(seed, closeness):
+    """Where two gradients are nearly parallel, their difference is a step of no length, whatever the signs say of it."""
+    gram, noise = random_problem(seed, closeness)
+    honest, _ = subtract_noise(gram, noise, 20)
+    rows = bound_rows(gram, honest)
+    # The steps that change a signal most, and others
+    steps = [*np.linalg.solve(gram, rows.T).T, *np.random.default_rng(seed).normal(size=(50, 3))]
+    for step in steps:
+        assert np.all((rows @ step) ** 2 <= np.diagonal(honest) * (step @ gram @ step) * (1 + 1e-6))
+    # As much as it may, where it was too much
+    changes = [row @ np.linalg.solve(gram, row) for row in honest], [row @ np.linalg.solve(gram, row) for row in rows]
+    for before, after, own in zip(*changes, np.diagonal(honest), strict=True):
+        np.testing.assert_allclose(after, min(before, own), rtol=1e-6)
+
+
+def test_rows_that_a_gradient_can_have_are_left_as_they_are():
+    gram, noise = random_problem(0, 1.0)
+    honest, _ = subtract_noise(gram, noise * 1e-2, 10**6)
+    np.testing.assert_array_equal(bound_rows(gram, honest), honest)
+    assert bound_rows(gram, gram) is gram
 
 
 @pytest.mark.filterwarnings("error")
