@@ -66,6 +66,7 @@ PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: hasattr(value, "fit_to") and not isinstance(value, type),
         "an object, sb3_cpo.FailurePredictor(horizon=20) for instance",
     ),
+    "bootstrap_time_limits": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
     "cost_estimator": (callable, "a function such as sb3_cpo.episode_costs.mean_cost"),
 }
 

@@ -69,6 +69,7 @@ class CostModel(OnPolicyAlgorithm):
         gamma: float = 0.99,
         n_critic_updates: int = 10,
         gae_lambda: float = 0.95,
+        bootstrap_time_limits: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         normalize_advantage: bool = True,
@@ -102,6 +103,7 @@ class CostModel(OnPolicyAlgorithm):
         self.batch_size = batch_size  # type: ignore[assignment]
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
+        self.bootstrap_time_limits = bootstrap_time_limits
         self.cost_gamma = cost_gamma
         self.cost_gae_lambda = cost_gae_lambda
         self.cost_gae_gamma = cost_gae_gamma

@@ -190,8 +190,12 @@ class CostRollouts(SavedModel):
             if wrapper is not None:
                 what = f"terminal observation from {wrapper}"
                 check_finite(what, terminal_obs, env, self.num_timesteps, index, LARGEST_COST)
+            is_cut = info.get("TimeLimit.truncated", False)
+            if is_cut and not self.bootstrap_time_limits:
+                # Before SB3's loop adds the value of the last observation
+                buffer.last_rewards.append((buffer.pos, index, float(step["rewards"][index])))
             # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
-            is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and info.get("TimeLimit.truncated", False)
+            is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and is_cut
             # As SB3 for the reward: where nobody tells the last observation, nothing is bootstrapped
             if is_bootstrapped and terminal_obs is not None:
                 buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
@@ -273,6 +277,8 @@ class CostRollouts(SavedModel):
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches
             self._record(log_keys.of_shaping(self.cost_shaping.fit_to(buffer), buffer.cost_bonus))
+        for pos, index, reward in buffer.last_rewards:
+            buffer.rewards[pos, index] = reward
         buffer.rewards[:] = self._combine_rewards(buffer.rewards, buffer.constrained_costs)
         for step, index in np.argwhere(~(np.abs(buffer.rewards) <= LARGEST_COST))[:1].tolist():
             played = self.num_timesteps - (buffer.buffer_size - 1 - step) * buffer.n_envs * distributed.world_size()

@@ -43,6 +43,8 @@ class FPO(PDO):
         for the backtracking line-search
     :param n_critic_updates: number of epochs of critic updates per policy update
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param bootstrap_time_limits: Whether the value of the last observation stands for the rewards that a time limit cuts off,
+        as in SB3: the policy then learns as if episodes went on. Costs end at the limit all the same
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -88,6 +90,7 @@ class FPO(PDO):
         line_search_max_iter: int = 15,
         n_critic_updates: int = 10,
         gae_lambda: float = 0.95,
+        bootstrap_time_limits: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[CostRolloutBuffer] | None = None,
@@ -123,6 +126,7 @@ class FPO(PDO):
             line_search_max_iter=line_search_max_iter,
             n_critic_updates=n_critic_updates,
             gae_lambda=gae_lambda,
+            bootstrap_time_limits=bootstrap_time_limits,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,

@@ -167,6 +167,7 @@ def test_advantages_that_look_further_than_the_costs():
         ("gae_lambda", 2), ("cost_gae_lambda", 2), ("cost_gae_gamma", 2), ("cg_damping", -1), ("cg_damping", np.inf),
         ("cost_confidence", -1),
         ("line_search_shrinking_factor", 1.0), ("line_search_shrinking_factor", 0.0), ("missing_cost", "ignore"),
+        ("bootstrap_time_limits", "no"), ("bootstrap_time_limits", 0.5),
     ],
 )  # fmt: skip
 def test_arguments_out_of_range_are_named(name, value):

@@ -10,6 +10,7 @@ stopped go on.
 """
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,15 +112,18 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=LIMITS, default=list(LIMITS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=float, default=2e6)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--settings", default="{}", help="JSON: arguments of CPO that differ from the defaults")
     parser.add_argument("--output", type=Path, default=Path("results/several"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     args = parser.parse_args()
+    settings = json.loads(args.settings)
     runs = plan(
         args.tasks,
-        METHODS,
+        args.methods,
         args.seeds,
         args.steps,
-        lambda task, method: {"cost_limit": limits_of(task, method)},
+        lambda task, method: {"cost_limit": limits_of(task, method), **settings},
         lambda task, method, seed: args.output / task / f"{method}_seed{seed}.csv",
     )
     run_all(runs, make_model, keep, args.jobs)

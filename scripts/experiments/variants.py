@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default, undiscounted costs": {"cost_gae_gamma": 1.0},
     "default, 1 rollout": {"n_cost_rollouts": 1},
     "default, margin": {"cost_margin_lr": 0.2},
+    "default, rewards end": {"bootstrap_time_limits": False},
     "plain": PLAIN,
     "plain, discounted costs": {**PLAIN, "cost_gae_gamma": 0.99},
     "plain, 5 rollouts": {**PLAIN, "n_cost_rollouts": 5},

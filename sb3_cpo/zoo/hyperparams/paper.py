@@ -15,6 +15,7 @@ _PLAIN: dict[str, Any] = {
     "cg_damping": 1e-5,
     "fisher_sub_sampling_factor": 5,
     "gamma": 0.995,
+    "bootstrap_time_limits": False,
     "policy_kwargs": {
         "net_arch": [64, 32],
         "log_std_init": 0.0,
