@@ -16,7 +16,6 @@ import numpy as np
 LEAST_SIGNAL = 0.05
 # Combinations of the signals that are shorter than this share of the longest one are rounding errors
 RELATIVE_RANK = 1e-10
-BISECTIONS = 60
 
 
 def subtract_noise(gram: np.ndarray, noise_products: np.ndarray, n_episodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,8 +51,8 @@ def bound_rows(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     A step x = sum_j a_j H^-1 g_j has the squared length a.gram a and changes signal i by (honest a)_i: whatever the a, by no
     more than a gradient of its squared length, honest_ii, can: honest_i.gram^-1 honest_i <= honest_ii. Where two signals are
     nearly parallel, their difference is a step of no length, and what draws of signs say of it is an error, which the solver
-    would take for a way to lower the cost at no price. Such a row becomes honest_i (1 + mu gram^-1)^-1, with the smallest mu
-    that is enough: short steps lose most. All other rows stay as they are.
+    would take for a way to lower the cost at no price. Of honest_i = s gram_i + rest, where s is the share of the signal's own
+    product that is left, the rest is shortened until the row is within its bound. All other rows stay as they are.
     """
     if honest is gram:
         return honest
@@ -61,22 +60,14 @@ def bound_rows(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     lengths, axes = np.linalg.eigh(gram / scale / scale[:, None])
     is_long = lengths > RELATIVE_RANK * lengths[-1]
     lengths, axes = lengths[is_long], axes[:, is_long]
+    own = np.divide(np.diagonal(honest), np.diagonal(gram), out=np.zeros(len(gram)), where=np.diagonal(gram) > 0)
     rows = honest.copy()
-    for index, limit in enumerate(np.diagonal(honest)):
-        along = honest[index] / scale @ axes
-
-        def change_by_longest(mu: float, along: np.ndarray = along) -> float:
-            """The squared one, of all steps of length 1."""
-            return float(np.sum(along**2 * lengths / (lengths + mu) ** 2))
-
-        if limit <= 0 or change_by_longest(0.0) <= limit * (1 + 1e-9):
-            continue
-        # The upper one is enough, since lengths / (lengths + mu)**2 < lengths / mu**2
-        lower, mu = 0.0, float(np.sqrt(np.sum(along**2 * lengths) / limit))
-        for _ in range(BISECTIONS):
-            middle = (lower + mu) / 2
-            lower, mu = (middle, mu) if change_by_longest(middle) > limit else (lower, middle)
-        rows[index] = along * lengths / (lengths + mu) @ axes.T * scale
+    for index, share in enumerate(own):
+        along = (honest[index] - share * gram[index]) / scale @ axes
+        squared, bound = np.sum(along**2 / lengths), share * (1 - share) * gram[index, index]
+        if squared > bound + 1e-9 * gram[index, index]:
+            rest = np.sqrt(bound / squared) * along @ axes.T * scale
+            rows[index] = share * gram[index] + rest
     return rows
 
 

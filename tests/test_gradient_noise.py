@@ -76,7 +76,8 @@ def test_no_step_changes_a_signal_by_more_than_a_gradient_can(seed, closeness):
     steps = [*np.linalg.solve(gram, rows.T).T, *np.random.default_rng(seed).normal(size=(50, 3))]
     for step in steps:
         assert np.all((rows @ step) ** 2 <= np.diagonal(honest) * (step @ gram @ step) * (1 + 1e-6))
-    # As much as it may, where it was too much
+    # As much as it may, where it was too much; a signal's own product stays
+    np.testing.assert_allclose(np.diagonal(rows), np.diagonal(honest))
     changes = [row @ np.linalg.solve(gram, row) for row in honest], [row @ np.linalg.solve(gram, row) for row in rows]
     for before, after, own in zip(*changes, np.diagonal(honest), strict=True):
         np.testing.assert_allclose(after, min(before, own), rtol=1e-6)
@@ -155,6 +156,33 @@ def test_a_corrected_step_lowers_the_cost_that_a_plain_one_lowers_on_its_batch_o
     np.testing.assert_allclose(problem.true_change(), -0.05, rtol=0.2)
     assert corrected.cost_surrogate_change < -0.09
     assert 0.5 < corrected.gradient_noise[1] < 0.6
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_where_one_decision_makes_both_return_and_cost_no_price_is_found_at_which_the_cost_falls(seed):
+    """Both gradients are parallel but for a little noise: less cost is less return, whatever the signs say of the rest."""
+    rng = np.random.default_rng(seed)
+    n_episodes, params = 20, [nn.Parameter(th.zeros(5, dtype=th.float64))]
+    costs = np.zeros((n_episodes, 5))
+    costs[:, 0] = (1 + 0.2 * rng.normal(size=n_episodes)) / n_episodes
+    objective = 0.1 * costs * (1 + 0.5 * rng.normal(size=(n_episodes, 1))) + 1e-5 * rng.normal(size=(n_episodes, 5))
+    signs = th.as_tensor(rng.choice([-1.0, 1.0], size=(2, n_episodes)))
+    objective, costs = th.as_tensor(objective), th.as_tensor(costs)
+
+    def evaluate():
+        x = params[0]
+        return Surrogates((objective @ x).sum(), (costs @ x).sum().reshape(1), (x @ x) / 2)
+
+    def probe():
+        x = params[0]
+        return NoiseProbe(signs @ (objective @ x), (signs @ (costs @ x)).unsqueeze(1), n_episodes)
+
+    step = trust_region_step(params, evaluate, np.array([0.05]), 0.02, cg_damping=0.0, probe_noise=probe)
+    change = float(costs.sum(dim=0) @ params[0].detach())
+    assert step.step_size > 0
+    assert step.gradient_noise[1] < 0.2
+    np.testing.assert_allclose(change, step.predicted_cost_change, rtol=0.25)
+    np.testing.assert_allclose(change, -0.05, rtol=0.25)
 
 
 def test_a_step_that_the_line_search_shortens_is_expected_to_change_the_cost_by_so_much_less():
