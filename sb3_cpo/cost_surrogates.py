@@ -68,6 +68,12 @@ def linear_surrogates_of_earlier(
 
 
 def random_signs(episodes: th.Tensor, n_draws: int, generator: th.Generator) -> th.Tensor:
-    """(n_draws, batch_size) of +1 and -1, one per episode."""
-    signs = 2.0 * th.randint(2, (n_draws, int(episodes.max()) + 1), generator=generator) - 1.0
-    return signs.to(episodes.device)[:, episodes]
+    """
+    (n_draws, batch_size) of +1 and -1, one per episode: in each draw as many of one as of the other, but for an odd one. What
+    all episodes have in common then cancels in every draw, and not only in the mean of many.
+    """
+    n_episodes = int(episodes.max()) + 1
+    alternating = 1.0 - 2.0 * (th.arange(n_episodes) % 2)
+    signs = alternating[th.rand(n_draws, n_episodes, generator=generator).argsort(dim=1)]
+    odd_one = 2.0 * th.randint(2, (n_draws, 1), generator=generator) - 1.0
+    return (signs * odd_one).to(episodes.device)[:, episodes]

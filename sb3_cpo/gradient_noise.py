@@ -18,19 +18,26 @@ LEAST_SIGNAL = 0.05
 RELATIVE_RANK = 1e-10
 
 
-def subtract_noise(gram: np.ndarray, noise_products: np.ndarray, n_episodes: int) -> tuple[np.ndarray, np.ndarray]:
+def subtract_noise(
+    gram: np.ndarray, noise_products: np.ndarray, n_episodes: int, is_balanced: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """
     The Gram matrix of the gradients without what the noise of the batch adds to it.
 
     :param gram: (k, k) of the gradients of k signals
     :param noise_products: (n_draws k, n_draws k) of their gradients under random signs, draw by draw
     :param n_episodes: independent contributions to each gradient
+    :param is_balanced: the signs of a draw sum to zero: what episodes have in common, of which the mean over all draws of
+        independent signs keeps 1 / n_episodes, is then in none of them. The estimate is the same in expectation, and nearer
     :return: an unbiased estimate of the Gram matrix of the true gradients, but for bounds that keep its diagonal positive and
         its rows below their Cauchy-Schwarz limits; and the share of noise in each signal's own product, (k,)
     """
     k = len(gram)
     draws = [noise_products[start : start + k, start : start + k] for start in range(0, len(noise_products), k)]
     noise = np.mean(draws, axis=0)
+    if is_balanced:
+        # As the mean over all draws of independent signs would be
+        noise = noise + (gram - noise) / n_episodes
     diagonal = np.diagonal(gram)
     share = np.divide(np.diagonal(noise), diagonal, out=np.zeros(k), where=diagonal > 0)
     if n_episodes < 2:

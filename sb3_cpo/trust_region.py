@@ -41,6 +41,8 @@ class NoiseProbe(NamedTuple):
     """(n_draws, n_costs)"""
     n_episodes: int
     """Independent contributions to the gradients."""
+    is_balanced: bool = False
+    """Whether each draw has as many positive signs as negative ones; else each sign is drawn on its own."""
 
 
 class LineSearch(NamedTuple):
@@ -222,7 +224,7 @@ def trust_region_step(
     gram = products[:n_signals, :n_signals]
     honest, gradient_noise = gram, None
     if probe is not None:
-        honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], probe.n_episodes)
+        honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], probe.n_episodes, probe.is_balanced)
         # The direction of a gradient that is rounding errors is as arbitrary
         is_vanishing = np.append(False, is_row_vanishing(gram[1:, 1:], violation, target_kl))
         if is_vanishing.any():

@@ -121,6 +121,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
                 objective=(signs[-1] * old_ratio * advantages).mean(dim=1),
                 costs=old_costs[1:],
                 n_episodes=sum(batch.n_episodes for batch in cost_batches),
+                is_balanced=True,
             )
 
         return trust_region_step(
