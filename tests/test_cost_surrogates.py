@@ -43,7 +43,10 @@ def test_gradients_on_earlier_rollouts_are_taken_one_rollout_at_a_time():
     [(1, 1, {}), (3, 2, {}), (1, 1, {"cost_gamma": 0.9}), (2, 1, {"sub_sampling_factor": 3})],
 )
 def test_random_signs_measure_what_single_episodes_contribute(n_rollouts, n_costs, kwargs, monkeypatch):
-    """E[b_z b_z'] = sum_e b_e b_e', e an episode of any of the rollouts; that of the reward is made of the last one only."""
+    """
+    With balanced signs, in a rollout of n episodes two of which have the same sign by r less than by chance,
+    E[b_z b_z'] = (1 - r) sum_e b_e b_e' + r b b', and the sum of that over rollouts; the reward's is of the last one only.
+    """
     seen = {}
 
     def spy(params, evaluate, violation, target_kl, **kwargs):
@@ -69,6 +72,7 @@ def test_random_signs_measure_what_single_episodes_contribute(n_rollouts, n_cost
         standardised = (samples.advantages - samples.advantages.mean()) / (samples.advantages.std() + 1e-8)
         contributions.clear()
         for batch in batches:
+            contributions.append([])
             log_prob = model.policy.get_distribution(batch.observations).log_prob(batch.actions)
             ratio = th.exp(log_prob - batch.old_log_prob)
             advantages = th.cat([th.zeros(len(ratio), 1), batch.advantages / len(batches)], dim=1)
@@ -77,16 +81,33 @@ def test_random_signs_measure_what_single_episodes_contribute(n_rollouts, n_cost
             for episode in batch.episodes.unique():
                 is_own = (batch.episodes == episode).float()
                 terms = ((is_own * ratio).unsqueeze(1) * advantages).mean(dim=0)
-                contributions.append(th.stack([flat_grad(term, params) for term in terms]).double())
+                contributions[-1].append(th.stack([flat_grad(term, params) for term in terms]).double())
         return take_step(rollout, batches, violation, **kwargs)
 
     monkeypatch.setattr(model, "_trust_region_step", by_episodes)
     model.learn(48 * n_rollouts)
-    assert seen["probe"].n_episodes == len(contributions) > 5
-    expected = sum(gradients @ gradients.T for gradients in contributions)
+    assert seen["probe"].n_episodes == sum(map(len, contributions)) > 5
+    assert seen["probe"].is_balanced
+    expected = th.zeros_like(seen["draws"][0] @ seen["draws"][0].T)
+    for gradients in contributions:
+        n_episodes, whole = len(gradients), sum(gradients)
+        together = -1 / n_episodes if n_episodes % 2 else -1 / (n_episodes - 1)
+        expected += (1 - together) * sum(gradient @ gradient.T for gradient in gradients) + together * whole @ whole.T
     measured = sum(gradients @ gradients.T for gradients in seen["draws"]) / len(seen["draws"])
     scale = expected.diagonal().sqrt()
     np.testing.assert_allclose(measured / scale / scale[:, None], expected / scale / scale[:, None], atol=0.2)
+
+
+@pytest.mark.parametrize("n_episodes", [1, 2, 5, 8])
+def test_signs_are_balanced_and_each_episode_has_one(n_episodes):
+    episodes = th.arange(n_episodes).repeat_interleave(3)
+    signs = cost_surrogates.random_signs(episodes, 200, th.Generator().manual_seed(0)).view(200, n_episodes, 3)
+    assert th.equal(signs, signs[:, :, :1].expand_as(signs))
+    assert set(signs.flatten().tolist()) == {-1.0, 1.0}
+    assert set(signs[:, :, 0].sum(dim=1).tolist()) == ({-1.0, 1.0} if n_episodes % 2 else {0.0})
+    # No episode has one sign more often than the other
+    assert signs[:, :, 0].mean(dim=0).abs().max() < 0.25
+    assert cost_surrogates.random_signs(episodes, 0, th.Generator()).shape == (0, 3 * n_episodes)
 
 
 def test_the_newest_rollouts_that_hold_enough_episodes():
