@@ -110,8 +110,8 @@ class CostRolloutBuffer(RolloutBuffer):
     """What shaping adds to the costs, shape of the costs; None: there is no shaping"""
     cut_at_time_limit: list[tuple[int, int, Any]]
     """(step, environment, last observation) of the episodes that a time limit cut and whose costs are bootstrapped there"""
-    last_rewards: list[tuple[int, int, float]]
-    """(step, environment, reward) of the steps to which SB3's loop adds a value and that are to be as they were"""
+    rewards_at_limits: list[tuple[int, int, float]]
+    """(step, environment, reward as it was received) at time limits, where rewards end there"""
     on_full: Callable[[], None] | None = None
     """Called when the rollout is full, before returns and advantages are computed."""
 
@@ -140,7 +140,7 @@ class CostRolloutBuffer(RolloutBuffer):
     def set_n_costs(self, n_costs: int) -> None:
         """Make room for another number of costs; those that are here are lost, the ends of episodes are not."""
         self.n_costs = n_costs
-        names = ("episode_ends", "is_counted", "monitor_lengths", "was_reset_after", "cut_at_time_limit", "last_rewards")
+        names = ("episode_ends", "is_counted", "monitor_lengths", "was_reset_after", "cut_at_time_limit", "rewards_at_limits")
         kept = {name: self.__dict__[name] for name in names}
         self._reset_costs()
         self.__dict__.update(kept)
@@ -149,7 +149,7 @@ class CostRolloutBuffer(RolloutBuffer):
         shape = (self.buffer_size, self.n_envs, self.n_costs)
         self.cost_bonus = None
         self.cut_at_time_limit = []
-        self.last_rewards = []
+        self.rewards_at_limits = []
         # float64: an episode's cost is a sum over many steps, and tests compare it with the environment's own
         self.costs = np.zeros(shape)
         self.cost_values = np.zeros(shape)

@@ -193,7 +193,7 @@ class CostRollouts(SavedModel):
             is_cut = info.get("TimeLimit.truncated", False)
             if is_cut and not self.bootstrap_time_limits:
                 # Before SB3's loop adds the value of the last observation
-                buffer.last_rewards.append((buffer.pos, index, float(step["rewards"][index])))
+                buffer.rewards_at_limits.append((buffer.pos, index, float(step["rewards"][index])))
             # The limit is on the episode: with cost_gamma = 1 its end is the end of its costs, at a time limit too
             is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and is_cut
             # As SB3 for the reward: where nobody tells the last observation, nothing is bootstrapped
@@ -277,7 +277,7 @@ class CostRollouts(SavedModel):
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches
             self._record(log_keys.of_shaping(self.cost_shaping.fit_to(buffer), buffer.cost_bonus))
-        for pos, index, reward in buffer.last_rewards:
+        for pos, index, reward in buffer.rewards_at_limits:
             buffer.rewards[pos, index] = reward
         buffer.rewards[:] = self._combine_rewards(buffer.rewards, buffer.constrained_costs)
         for step, index in np.argwhere(~(np.abs(buffer.rewards) <= LARGEST_COST))[:1].tolist():

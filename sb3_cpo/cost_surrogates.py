@@ -77,3 +77,8 @@ def random_signs(episodes: th.Tensor, n_draws: int, generator: th.Generator) -> 
     signs = alternating[th.rand(n_draws, n_episodes, generator=generator).argsort(dim=1)]
     odd_one = 2.0 * th.randint(2, (n_draws, 1), generator=generator) - 1.0
     return (signs * odd_one).to(episodes.device)[:, episodes]
+
+
+def count_unpaired(batches: Sequence[CostBatch]) -> int:
+    """Signs to which ``random_signs`` draws no opposite one, of this process."""
+    return sum((int(batch.episodes.max()) + 1) % 2 for batch in batches)

@@ -74,7 +74,7 @@ class CPO(TrustRegionAlgorithm):
     :param n_critic_updates: number of epochs of critic updates per policy update
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param bootstrap_time_limits: Whether the value of the last observation stands for the rewards that a time limit cuts off,
-        as in SB3: the policy then learns as if episodes went on. Costs end at the limit all the same
+        as in SB3: the policy then learns as if episodes went on. Costs end there all the same, unless ``cost_gamma`` < 1
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE

@@ -19,7 +19,7 @@ RELATIVE_RANK = 1e-10
 
 
 def subtract_noise(
-    gram: np.ndarray, noise_products: np.ndarray, n_episodes: int, is_balanced: bool = False
+    gram: np.ndarray, noise_products: np.ndarray, n_episodes: int, n_unpaired: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     The Gram matrix of the gradients without what the noise of the batch adds to it.
@@ -27,17 +27,19 @@ def subtract_noise(
     :param gram: (k, k) of the gradients of k signals
     :param noise_products: (n_draws k, n_draws k) of their gradients under random signs, draw by draw
     :param n_episodes: independent contributions to each gradient
-    :param is_balanced: the signs of a draw sum to zero: what episodes have in common, of which the mean over all draws of
-        independent signs keeps 1 / n_episodes, is then in none of them. The estimate is the same in expectation, and nearer
+    :param n_unpaired: None: each sign was drawn on its own. Else every draw has as many positive as negative signs among the
+        episodes that were drawn for together, but for one in each of so many groups: what episodes have in common, of which
+        independent signs keep 1 / n_episodes in the mean, is then in no draw, and the estimate has less variance. It is
+        without bias for one group, and for any number of groups without an odd one
     :return: an unbiased estimate of the Gram matrix of the true gradients, but for bounds that keep its diagonal positive and
         its rows below their Cauchy-Schwarz limits; and the share of noise in each signal's own product, (k,)
     """
     k = len(gram)
     draws = [noise_products[start : start + k, start : start + k] for start in range(0, len(noise_products), k)]
     noise = np.mean(draws, axis=0)
-    if is_balanced:
+    if n_unpaired is not None and n_episodes > 1:
         # As the mean over all draws of independent signs would be
-        noise = noise + (gram - noise) / n_episodes
+        noise = noise + (gram - noise) * (n_episodes - n_unpaired) / (n_episodes**2 - n_unpaired)
     diagonal = np.diagonal(gram)
     share = np.divide(np.diagonal(noise), diagonal, out=np.zeros(k), where=diagonal > 0)
     if n_episodes < 2:
@@ -58,7 +60,8 @@ def bound_rows(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     A step x = sum_j a_j H^-1 g_j has the squared length a.gram a and changes signal i by (honest a)_i: whatever the a, by no
     more than a gradient of its squared length, honest_ii, can: honest_i.gram^-1 honest_i <= honest_ii. Where two signals are
     nearly parallel, their difference is a step of no length, and what draws of signs say of it is an error, which the solver
-    would take for a way to lower the cost at no price. Of honest_i = s gram_i + rest, where s is the share of the signal's own
+    would take for a way to lower the cost at no price. (The bound limits such errors; where much of a gradient is noise, it is
+    wide.) Of honest_i = s gram_i + rest, where s is the share of the signal's own
     product that is left, the rest is shortened until the row is within its bound. All other rows stay as they are.
     """
     if honest is gram:
@@ -67,10 +70,12 @@ def bound_rows(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     lengths, axes = np.linalg.eigh(gram / scale / scale[:, None])
     is_long = lengths > RELATIVE_RANK * lengths[-1]
     lengths, axes = lengths[is_long], axes[:, is_long]
-    own = np.divide(np.diagonal(honest), np.diagonal(gram), out=np.zeros(len(gram)), where=np.diagonal(gram) > 0)
-    rows = honest.copy()
+    # Along what has no length there is no step, and nothing to be said
+    rows = honest.copy() if is_long.all() else honest / scale @ axes @ axes.T * scale
+    own = np.divide(np.diagonal(rows), np.diagonal(gram), out=np.zeros(len(gram)), where=np.diagonal(gram) > 0)
+    own = np.clip(own, 0.0, 1.0)
     for index, share in enumerate(own):
-        along = (honest[index] - share * gram[index]) / scale @ axes
+        along = (rows[index] - share * gram[index]) / scale @ axes
         squared, bound = np.sum(along**2 / lengths), share * (1 - share) * gram[index, index]
         if squared > bound + 1e-9 * gram[index, index]:
             rest = np.sqrt(bound / squared) * along @ axes.T * scale

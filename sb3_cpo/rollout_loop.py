@@ -41,6 +41,7 @@ def collect(
     assert model._last_obs is not None
     policy, action_space = model.policy, model.action_space
     assert isinstance(action_space, spaces.Box)
+    bootstraps = getattr(model, "bootstrap_time_limits", True)
     policy.set_training_mode(False)
     rollout_buffer.reset()
     callback.on_rollout_start()
@@ -61,7 +62,8 @@ def collect(
 
         for index in np.flatnonzero(dones).tolist():
             terminal_obs = infos[index].get("terminal_observation")
-            if terminal_obs is not None and infos[index].get("TimeLimit.truncated", False):
+            is_cut = bootstraps and infos[index].get("TimeLimit.truncated", False)
+            if is_cut and terminal_obs is not None:
                 # A copy: it may be an array that the environment fills anew at every step
                 cut.append((n_steps, index, rewards[index], np.array(terminal_obs)))
         rollout_buffer.add(model._last_obs, actions, rewards, model._last_episode_starts, values, log_probs)  # type: ignore[arg-type]

@@ -32,7 +32,8 @@ class NoiseProbe(NamedTuple):
     The surrogates with random signs: every advantage multiplied by its episode's, the same for objective and costs.
 
     The gradients of a batch are sums over its episodes, ``b = sum_e b_e``. Random signs keep what single episodes contribute,
-    ``E[b_z b_z'] = sum_e b_e b_e'``, and lose what episodes have in common: their Gram matrix is what noise alone produces.
+    ``E[b_z b_z'] = sum_e b_e b_e'`` (of independent signs), and lose what episodes have in common: their Gram matrix is what
+    noise alone produces.
     """
 
     objective: th.Tensor
@@ -41,8 +42,8 @@ class NoiseProbe(NamedTuple):
     """(n_draws, n_costs)"""
     n_episodes: int
     """Independent contributions to the gradients."""
-    is_balanced: bool = False
-    """Whether each draw has as many positive signs as negative ones; else each sign is drawn on its own."""
+    n_unpaired: int | None = None
+    """Signs that no opposite one belongs to, where those of a draw are balanced; None: each sign is drawn on its own."""
 
 
 class LineSearch(NamedTuple):
@@ -224,7 +225,7 @@ def trust_region_step(
     gram = products[:n_signals, :n_signals]
     honest, gradient_noise = gram, None
     if probe is not None:
-        honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], probe.n_episodes, probe.is_balanced)
+        honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], probe.n_episodes, probe.n_unpaired)
         # The direction of a gradient that is rounding errors is as arbitrary
         is_vanishing = np.append(False, is_row_vanishing(gram[1:, 1:], violation, target_kl))
         if is_vanishing.any():

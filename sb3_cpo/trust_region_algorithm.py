@@ -121,7 +121,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
                 objective=(signs[-1] * old_ratio * advantages).mean(dim=1),
                 costs=old_costs[1:],
                 n_episodes=sum(batch.n_episodes for batch in cost_batches),
-                is_balanced=True,
+                n_unpaired=sum(distributed.gather(cost_surrogates.count_unpaired(cost_batches))),
             )
 
         return trust_region_step(

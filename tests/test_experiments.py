@@ -43,7 +43,7 @@ def test_demo_leaves_log_model_and_picture_and_says_where_training_ended(tmp_pat
 
 
 @pytest.mark.slow
-def test_comparison_compare_and_do_not_repeat_what_is_there(tmp_path):
+def test_comparison_does_not_repeat_what_is_there(tmp_path):
     tasks = ("--tasks", "SafePointGather-v0")
     args = ("run", *tasks, "--algorithms", "CPO", "CPO + shaping", "TRPO", "--seeds", "0")
     output = run("experiments/comparison.py", *args, "--steps", "42000", folder=tmp_path)
@@ -93,7 +93,7 @@ def test_comparison_under_the_conditions_of_the_paper(tmp_path):
     assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == ["CPO", "PDO 1000"]
 
 
-def test_comparison_measure_all_over_the_same_steps(promise, tmp_path, monkeypatch, capfd):
+def test_comparison_measures_all_over_the_same_steps(promise, tmp_path, monkeypatch, capfd):
     import comparison
 
     def write(folder: str, j: list[float], returns: list[float]) -> None:

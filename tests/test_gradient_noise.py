@@ -30,19 +30,21 @@ def test_all_draws_of_signs_together_are_the_products_of_different_episodes():
     np.testing.assert_allclose(share, own / np.diagonal(gram))
 
 
-@pytest.mark.parametrize("n_episodes", [2, 6])
+@pytest.mark.parametrize("n_episodes", [2, 3, 5, 6])
 def test_balanced_signs_measure_the_same_noise(n_episodes):
     """All draws of them together say what all draws of independent signs say; of episodes that are alike, each single one."""
     contributions = np.random.default_rng(0).normal(size=(n_episodes, 2, 7)) + 3.0
     gram = gram_of(contributions.sum(axis=0))
     draws = list(product([-1.0, 1.0], repeat=n_episodes))
     independent = gram_of(np.concatenate([np.tensordot(signs, contributions, axes=1) for signs in draws]))
-    balanced = gram_of(np.concatenate([np.tensordot(signs, contributions, axes=1) for signs in draws if sum(signs) == 0]))
+    balanced = gram_of(np.concatenate([np.tensordot(signs, contributions, axes=1) for signs in draws if abs(sum(signs)) < 2]))
     expected, share = subtract_noise(gram, independent, n_episodes)
-    honest, same_share = subtract_noise(gram, balanced, n_episodes, is_balanced=True)
+    honest, same_share = subtract_noise(gram, balanced, n_episodes, n_unpaired=n_episodes % 2)
     np.testing.assert_allclose(honest, expected, rtol=1e-9)
     np.testing.assert_allclose(same_share, share, rtol=1e-9)
-    honest, share = subtract_noise(gram, np.zeros((2, 2)), n_episodes, is_balanced=True)
+    # In each draw, one of so many episodes that are alike is left
+    alike = gram / n_episodes**2 if n_episodes % 2 else np.zeros((2, 2))
+    honest, share = subtract_noise(gram, alike, n_episodes, n_unpaired=n_episodes % 2)
     np.testing.assert_allclose(honest, gram)
     np.testing.assert_allclose(share, 1 / n_episodes)
 
@@ -106,6 +108,14 @@ def test_rows_that_a_gradient_can_have_are_left_as_they_are():
     honest, _ = subtract_noise(gram, noise * 1e-2, 10**6)
     np.testing.assert_array_equal(bound_rows(gram, honest), honest)
     assert bound_rows(gram, gram) is gram
+
+
+def test_where_gradients_are_parallel_there_is_one_step_only():
+    """What is said of their difference, which is no step, is left out, and r and S belong to gradients."""
+    gram = np.array([[1.0, 2.0], [2.0, 4.0]])
+    rows = bound_rows(gram, np.array([[0.9, 0.42], [0.42, 0.2]]))
+    np.testing.assert_allclose(rows[:, 1], 2 * rows[:, 0])
+    assert rows[1, 0] ** 2 <= gram[0, 0] * (rows[1] @ np.linalg.pinv(gram) @ rows[1]) * (1 + 1e-9)
 
 
 @pytest.mark.filterwarnings("error")
@@ -193,7 +203,7 @@ def test_where_one_decision_makes_both_return_and_cost_no_price_is_found_at_whic
 
     def probe():
         x = params[0]
-        return NoiseProbe(signs @ (objective @ x), (signs @ (costs @ x)).unsqueeze(1), n_episodes, is_balanced=True)
+        return NoiseProbe(signs @ (objective @ x), (signs @ (costs @ x)).unsqueeze(1), n_episodes, n_unpaired=0)
 
     step = trust_region_step(params, evaluate, np.array([0.05]), 0.02, cg_damping=0.0, probe_noise=probe)
     change = float(costs.sum(dim=0) @ params[0].detach())

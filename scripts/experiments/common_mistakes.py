@@ -18,8 +18,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
-from comparison import PLAIN
-from promise import COST, GROUPS, judge, make_row
+from promise import COST, GROUPS, PLAIN, judge, make_row
 from runs import Run, load_logs, plan, run_all
 
 from sb3_cpo import CPO

@@ -19,7 +19,7 @@ from typing import Any
 import gymnasium as gym
 import matplotlib
 import pandas as pd
-from promise import PAPER, VELOCITY, make_row, markdown, measure, read_run
+from promise import PAPER, PLAIN, VELOCITY, make_row, markdown, measure, read_run
 from runs import Run, plan, run_all
 
 from safe_envs import BatchVecEnv
@@ -35,8 +35,6 @@ from sb3_cpo.plotting import draw
 sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples"))
 from ppo_lagrangian import PPOLagrangian
 
-# The paper trusts every batch: costs are not discounted, the limit is on the mean itself
-PLAIN: dict[str, Any] = {"n_noise_draws": 0}
 # Name -> class, and what it has beside the conditions
 ALGORITHMS: dict[str, tuple[type, dict[str, Any]]] = {
     "CPO": (CPO, {}),
@@ -68,6 +66,7 @@ PREDICTORS: dict[str, dict[str, Any]] = {
 # Conditions -> folder of the runs
 CONDITIONS = {"defaults": Path("results/compared"), "paper": Path("results/as-in-the-paper")}
 NOT_ARGUMENTS = {"vec_env", "policy", "n_envs", "n_timesteps"}
+OF_TRUST_REGIONS = {"target_kl", "cg_damping", "fisher_sub_sampling_factor"}
 OF_CPO = {"n_noise_draws", "n_cost_rollouts", "cost_gae_lambda"}
 
 
@@ -85,6 +84,8 @@ def settings_of(task: str, algorithm: str, conditions: str = "defaults") -> dict
         settings = {"gamma": settings["gamma"]}
     if cls is not CPO:
         settings = {key: value for key, value in settings.items() if key not in OF_CPO}
+    if cls is PPOLagrangian:
+        settings = {key: value for key, value in settings.items() if key not in OF_TRUST_REGIONS}
     return {**settings, **own, "n_envs": paper.hyperparams[task]["n_envs"]}
 
 
@@ -159,6 +160,11 @@ def main() -> None:
         command.add_argument("--output", type=Path, help="folder of the runs (default: by the conditions)")
         command.add_argument("--cpo", type=Path, help="folder of the runs of CPO (default: results/promise, or CPO)")
     args = parser.parse_args()
+    if args.conditions == "paper" and (missing := set(args.tasks) - set(PAPER)):
+        parser.error(f"--conditions paper: the paper has no {', '.join(sorted(missing))}")
+    if args.command == "run" and (missing := {task for task in args.tasks if task not in PREDICTORS}):
+        if shaped := [name for name in args.algorithms if name.endswith("shaping")]:
+            parser.error(f"{', '.join(shaped)}: no predictor for {', '.join(sorted(missing))}")
     output = args.output or CONDITIONS[args.conditions]
     cpo = args.cpo or (Path("results/promise") if args.conditions == "defaults" else output / "CPO")
 

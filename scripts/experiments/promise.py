@@ -24,6 +24,8 @@ from sb3_cpo import CPO, make_vec_env
 VELOCITY = tuple(f"Safe{robot}Velocity-v0" for robot in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d"))
 PAPER = tuple(f"Safe{task}-v0" for task in ("PointCircle", "PointGather", "AntCircle", "AntGather", "HumanoidCircle"))
 GROUPS = {"velocity": VELOCITY, "paper": PAPER, "small": tuple(SMALL_TASKS), "unseen": tuple(UNSEEN_TASKS)}
+# The paper's update: its costs are then not discounted, and the limit is on the mean itself
+PLAIN: dict[str, Any] = {"n_noise_draws": 0}
 STEPS = {"velocity": 3e6, "paper": 2e6}
 COST = "rollout/ep_cost_mean"
 # What an update expected to change of J, what came, and how much of the cost gradient is noise

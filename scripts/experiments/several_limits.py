@@ -113,7 +113,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=float, default=2e6)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--settings", default="{}", help="JSON: arguments of CPO that differ from the defaults")
+    parser.add_argument(
+        "--settings",
+        default="{}",
+        help="JSON: arguments of CPO that differ from the defaults; they need an --output of their own",
+    )
     parser.add_argument("--output", type=Path, default=Path("results/several"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     args = parser.parse_args()
@@ -123,7 +127,7 @@ def main() -> None:
         args.methods,
         args.seeds,
         args.steps,
-        lambda task, method: {"cost_limit": limits_of(task, method), **settings},
+        lambda task, method: {**settings, "cost_limit": limits_of(task, method)},
         lambda task, method, seed: args.output / task / f"{method}_seed{seed}.csv",
     )
     run_all(runs, make_model, keep, args.jobs)

@@ -135,7 +135,7 @@ SMALL_TASKS = {
     "MountainCar energy": SmallTask(wrapped("MountainCarContinuous-v0", lambda action: float(np.square(action[0]))), 50.0),
 }
 
-# On which no default was chosen, but on the first one: each was run when the defaults stood
+# No default was chosen on these, except on the first
 UNSEEN_TASKS = {
     "InvertedPendulum position": SmallTask(wrapped("InvertedPendulum-v5", lambda obs: float(abs(obs[0]) > 0.05)), 25.0),
     "Walker2d-v5 speed": SmallTask(wrapped("Walker2d-v5", lambda info: float(info["x_velocity"] > 1)), 25.0),

@@ -16,8 +16,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
-from comparison import PLAIN
-from promise import GROUPS, judge, make_model, make_row
+from promise import GROUPS, PLAIN, judge, make_model, make_row
 from runs import plan, run_all
 from small_tasks import ALL_SMALL_TASKS
 
