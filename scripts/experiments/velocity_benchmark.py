@@ -107,7 +107,8 @@ def deterministic(folder: Path) -> list[dict[str, Any]]:
     for line in pd.read_csv(PUBLISHED / "published_deterministic.csv").to_dict("records"):
         runs = ours[ours["task"] == line["task"]]
         if len(runs):
-            own = {"steps": f"{runs['steps'].min() / 1e6:g}M", "seeds": len(runs)}
+            lengths = sorted({f"{steps / 1e6:g}M" for steps in runs["steps"]}, key=lambda text: float(text[:-1]))
+            own = {"steps": " and ".join(lengths), "seeds": len(runs)}
             rows.append(
                 {
                     "task": line["task"],
