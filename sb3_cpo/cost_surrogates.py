@@ -72,7 +72,7 @@ def random_signs(episodes: th.Tensor, n_draws: int, generator: th.Generator) -> 
     (n_draws, batch_size) of +1 and -1, one per episode: in each draw as many of one as of the other, but for an odd one. What
     all episodes have in common then cancels in every draw, and not only in the mean of many.
     """
-    n_episodes = int(episodes.max()) + 1
+    n_episodes = _count(episodes)
     alternating = 1.0 - 2.0 * (th.arange(n_episodes) % 2)
     signs = alternating[th.rand(n_draws, n_episodes, generator=generator).argsort(dim=1)]
     odd_one = 2.0 * th.randint(2, (n_draws, 1), generator=generator) - 1.0
@@ -81,4 +81,8 @@ def random_signs(episodes: th.Tensor, n_draws: int, generator: th.Generator) -> 
 
 def count_unpaired(batches: Sequence[CostBatch]) -> int:
     """Signs to which ``random_signs`` draws no opposite one, of this process."""
-    return sum((int(batch.episodes.max()) + 1) % 2 for batch in batches)
+    return sum(_count(batch.episodes) % 2 for batch in batches)
+
+
+def _count(episodes: th.Tensor) -> int:
+    return int(episodes.max()) + 1

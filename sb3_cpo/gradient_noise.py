@@ -32,7 +32,7 @@ def subtract_noise(
         independent signs keep 1 / n_episodes in the mean, is then in no draw, and the estimate has less variance. It is
         without bias for one group, and for any number of groups without an odd one
     :return: an unbiased estimate of the Gram matrix of the true gradients, but for bounds that keep its diagonal positive and
-        its rows below their Cauchy-Schwarz limits; and the share of noise in each signal's own product, (k,)
+        its entries below their Cauchy-Schwarz limits; and the share of noise in each signal's own product, (k,)
     """
     k = len(gram)
     draws = [noise_products[start : start + k, start : start + k] for start in range(0, len(noise_products), k)]
@@ -61,13 +61,13 @@ def bound_rows(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     more than a gradient of its squared length, honest_ii, can: honest_i.gram^-1 honest_i <= honest_ii. Where two signals are
     nearly parallel, their difference is a step of no length, and what draws of signs say of it is an error, which the solver
     would take for a way to lower the cost at no price. (The bound limits such errors; where much of a gradient is noise, it is
-    wide.) Of honest_i = s gram_i + rest, where s is the share of the signal's own
-    product that is left, the rest is shortened until the row is within its bound. All other rows stay as they are.
+    wide.) Of honest_i = s gram_i + rest, where s is the share of the signal's own product that is left, the rest is shortened
+    until the row is within its bound. All other rows stay as they are.
     """
     if honest is gram:
         return honest
-    scale = np.sqrt(np.maximum(np.diagonal(gram), np.finfo(float).tiny))
-    lengths, axes = np.linalg.eigh(gram / scale / scale[:, None])
+    scale, cosines = _cosines(gram)
+    lengths, axes = np.linalg.eigh(cosines)
     is_long = lengths > RELATIVE_RANK * lengths[-1]
     lengths, axes = lengths[is_long], axes[:, is_long]
     # Along what has no length there is no step, and nothing to be said
@@ -83,6 +83,12 @@ def bound_rows(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     return rows
 
 
+def _cosines(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of the signals' gradients, (k,), and the cosines between them, (k, k)."""
+    scale = np.sqrt(np.maximum(np.diagonal(gram), np.finfo(float).tiny))
+    return scale, gram / scale / scale[:, None]
+
+
 def constraint_basis(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     """
     B M^-1: the combinations of the signals' natural gradients along which each cost changes most, for the length that they
@@ -90,8 +96,7 @@ def constraint_basis(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
     """
     if honest is gram:
         return np.eye(len(gram))[1:]
-    scale = np.sqrt(np.maximum(np.diagonal(gram), np.finfo(float).tiny))
-    cosines = gram / scale / scale[:, None]
+    scale, cosines = _cosines(gram)
     return honest[1:] / scale @ np.linalg.pinv(cosines, rcond=RELATIVE_RANK, hermitian=True) / scale
 
 

@@ -41,7 +41,7 @@ def collect(
     assert model._last_obs is not None
     policy, action_space = model.policy, model.action_space
     assert isinstance(action_space, spaces.Box)
-    bootstraps = getattr(model, "bootstrap_time_limits", True)
+    bootstraps = model.bootstrap_time_limits  # type: ignore[attr-defined]
     policy.set_training_mode(False)
     rollout_buffer.reset()
     callback.on_rollout_start()

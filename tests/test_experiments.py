@@ -142,19 +142,27 @@ PROMISE = ("run", "--group", "small", "--seeds", "0", "--output", "out", "--sett
 
 
 @pytest.fixture
-def promise(monkeypatch, tmp_path, capfd):
-    """The script as a function of its command line, which returns what was printed."""
+def as_function(monkeypatch, tmp_path, capfd):
+    """A script as a function of its command line, which returns what was printed."""
     # Scripts import their neighbours by name, as Python does where one of them is started
     monkeypatch.syspath_prepend(str(SCRIPTS / "experiments"))
     monkeypatch.chdir(tmp_path)
-    import promise
 
-    def main(*args: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["promise.py", *args])
-        promise.main()
-        return capfd.readouterr().out
+    def of_script(name):
+        def main(*args: str) -> str:
+            monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
+            importlib.import_module(name).main()
+            return capfd.readouterr().out
 
-    return main
+        importlib.import_module(name)
+        return main
+
+    return of_script
+
+
+@pytest.fixture
+def promise(as_function):
+    return as_function("promise")
 
 
 def test_promise_runs_what_is_not_done_and_shows_a_table(promise, monkeypatch):
@@ -229,15 +237,8 @@ def test_the_tables_in_the_docs_are_those_of_the_committed_runs(promise):
 
 
 @pytest.fixture
-def velocity(promise, monkeypatch, capfd):
-    import velocity_benchmark
-
-    def main(*args: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["velocity_benchmark.py", *args])
-        velocity_benchmark.main()
-        return capfd.readouterr().out
-
-    return main
+def velocity(as_function):
+    return as_function("velocity_benchmark")
 
 
 def write_run(path: Path, n_rollouts: int, returns: float, j: list[float]) -> None:
@@ -291,15 +292,8 @@ def test_the_tables_of_the_velocity_page_are_those_of_the_committed_runs(velocit
 
 
 @pytest.fixture
-def comparison(promise, monkeypatch, capfd):
-    import comparison
-
-    def main(*args: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["comparison.py", *args])
-        comparison.main()
-        return capfd.readouterr().out
-
-    return main
+def comparison(as_function):
+    return as_function("comparison")
 
 
 @pytest.mark.parametrize(("page", "group"), [("paper.md", "PAPER"), ("velocity.md", "VELOCITY")])

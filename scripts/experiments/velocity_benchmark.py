@@ -145,24 +145,6 @@ def evaluate(folder: Path, n_episodes: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw_runs(axes: Any, logs: list[pd.DataFrame], index: int, label: str) -> float:
-    """Curves of return and J, of several seeds, on an axis each. Returns where they end."""
-    runs = align([Run(log["steps"].to_numpy(), log["return"].to_numpy(), {"": log["J"].to_numpy()}, {}) for log in logs])
-    for axis, values in zip(axes, ([run.returns for run in runs], [run.costs[""] for run in runs]), strict=True):
-        draw_band(axis, runs[0].steps, bootstrap_band(np.array(values)), {"color": f"C{index}", "label": label})
-    return float(runs[0].steps[-1])
-
-
-def finish(axes: Any) -> None:
-    """What all pairs of axes have, return above and J below."""
-    axes[1].axhline(LIMIT, color="black", linestyle="--", label=f"limit {LIMIT:g}")
-    axes[1].set_xlabel("environment steps")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
 def draw(ours: Runs, path: Path) -> None:
     """Return above, J below, a column per task; points are published means."""
     published = pd.read_csv(PUBLISHED / "published.csv")
@@ -170,13 +152,21 @@ def draw(ours: Runs, path: Path) -> None:
         2, len(ours), figsize=(3.1 * len(ours), 5), sharex="col", layout="constrained", squeeze=False
     )
     for axes, (task, logs) in zip(columns.T, ours.items(), strict=True):
-        end = draw_runs(axes, logs, 0, OURS)
+        runs = align([Run(log["steps"].to_numpy(), log["return"].to_numpy(), {"": log["J"].to_numpy()}, {}) for log in logs])
+        for axis, values in zip(axes, ([run.returns for run in runs], [run.costs[""] for run in runs]), strict=True):
+            draw_band(axis, runs[0].steps, bootstrap_band(np.array(values)), {"color": "C0", "label": OURS})
+        end = runs[0].steps[-1]
         for index, (method, marker) in enumerate(MARKERS.items(), start=1):
             points = published[(published["task"] == task) & (published["method"] == method)]
             points = points[points["steps"] <= end * 1.001]
             for axis, column in zip(axes, ("return", "cost"), strict=True):
                 axis.plot(points["steps"], points[column], marker, color=f"C{index}", label=method, markersize=5)
-        finish(axes)
+        axes[1].axhline(LIMIT, color="black", linestyle="--", label=f"limit {LIMIT:g}")
+        axes[1].set_xlabel("environment steps")
+        for axis in axes:
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         seeds = f"{len(logs)} seed{'s' if len(logs) > 1 else ''}"
         axes[0].set_title(f"{task.removeprefix('Safe').removesuffix('Velocity-v0')} ({seeds})", fontsize="medium")
         # What is far above (the swimmer's beginning) is cut off: what is near the limit must be read
