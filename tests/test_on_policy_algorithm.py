@@ -7,10 +7,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecNormalize
 from toy_envs import RiskyEnv, ScriptedEnv, scripted_cost, scripted_steps, vec_env
 
-from sb3_cpo import CPO, PDO, TRPO, rollout_loop
+from sb3_cpo import CPO, FPO, PDO, TRPO, rollout_loop
 from sb3_cpo.critics import actor_parameters
 
 SMALL = {"net_arch": [8]}
@@ -248,10 +248,25 @@ def test_reward_advantages_are_those_of_sb3():
 
 
 @pytest.mark.parametrize("is_vector", [True, False])
-@pytest.mark.parametrize("algorithm", [CPO, PDO, TRPO])
-def test_rewards_end_at_the_time_limit_where_nothing_is_bootstrapped(algorithm, is_vector, monkeypatch):
-    """In the loop of SB3, and in ours for vectors."""
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+@pytest.mark.parametrize(
+    ("algorithm", "kwargs", "penalty"),
+    [(CPO, {}, 0.0), (TRPO, {}, 0.0), (FPO, {"penalty_coef": 3.0}, 3.0), (PDO, {"penalty_coef": 2.0}, 2.0)],
+)
+def test_rewards_end_at_the_time_limit_where_nothing_is_bootstrapped(
+    algorithm, kwargs, penalty, scale, is_vector, monkeypatch
+):
+    """In the loop of SB3, and in ours for vectors; a wrapper's rewards, less the penalty on what the same steps cost."""
     kept = {}
+
+    class Scaled(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            obs, rewards, dones, infos = self.venv.step_wait()
+            return obs, rewards / scale, dones, infos
+
     for bootstrap in (True, False):
 
         class Rewards(BaseCallback):
@@ -261,18 +276,16 @@ def test_rewards_end_at_the_time_limit_where_nothing_is_bootstrapped(algorithm, 
             def _on_rollout_end(self, bootstrap=bootstrap):
                 kept[bootstrap] = self.model.rollout_buffer.rewards.copy()
 
-        env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2, 3), cost=lambda rank, t: 0.0), 2)
-        model = make_model(env, algorithm, n_steps=7, bootstrap_time_limits=bootstrap)
+        env = Scaled(vec_env(lambda rank: ScriptedEnv(rank, lengths=(2, 3)), 2))
+        model = make_model(env, algorithm, n_steps=7, bootstrap_time_limits=bootstrap, **kwargs)
         monkeypatch.setattr(rollout_loop, "fits", lambda model: is_vector)
         model.learn(2 * 7, callback=Rewards())
     # Episode 0 ends at its time limit after step 1, episode 1 by termination after 4, episode 2 at its limit after 6
     is_limit = np.isin(np.arange(7), (1, 6))
     assert np.all(kept[True][is_limit] != kept[False][is_limit])
     np.testing.assert_array_equal(kept[True][~is_limit], kept[False][~is_limit])
-    env = ScriptedEnv(0, lengths=(2, 3), cost=lambda rank, t: 0.0)
-    env.reset()
-    played = [env.step(env.action_space.sample())[1] for _ in range(2)]
-    np.testing.assert_array_equal(kept[False][:2, 0], np.array(played, dtype=np.float32))
+    played = np.arange(1, 8)[:, None] % 7 / scale
+    np.testing.assert_allclose(kept[False], played - penalty * expected_costs(7, 2, 1)[..., 0], rtol=1e-6)
 
 
 # -- Critics

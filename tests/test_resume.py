@@ -27,6 +27,7 @@ SETTINGS = {
     "a limit that falls, and a falling learning rate": {"cost_limit": lambda p: 1 + p, "learning_rate": lambda p: 1e-3 * p},
     "two constraints, several rollouts": {"cost_limit": [1.0, 3.0], "n_cost_rollouts": 3},
     "a margin, discounted costs": {"cost_limit": 1.0, "cost_margin_lr": 0.3, "cost_gamma": 0.9},
+    "rewards that end at the time limit": {"cost_limit": 1.0, "bootstrap_time_limits": False},
     "state-dependent exploration": {"cost_limit": 1.0, "use_sde": True, "sde_sample_freq": 5},
 }
 
