@@ -47,6 +47,8 @@ class CostRollouts(SavedModel):
     """Our last observations, and what the environments showed then; None: that cannot be told"""
     _steps: Counter[int]
     """Of the environments in this rollout, by the number of our steps before; our own is the last of each number"""
+    _time_limit: int | None
+    """Of the environments in this call of ``learn``; None: not known"""
     _knows_lives: bool
     """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
 
@@ -60,7 +62,7 @@ class CostRollouts(SavedModel):
         rollout_buffer = self._check_buffer(rollout_buffer, n_rollout_steps)
         # Assigned since then, perhaps
         rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
-        rollout_buffer.cost_gamma = self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
+        rollout_buffer.cost_gamma = self._advantage_discount(self._time_limit)
         rollout_buffer.cost_gae_lambda = self.cost_gae_lambda
         if self._resumption is not None:
             self._resumption.begin_rollout(self, callback)
@@ -119,6 +121,14 @@ class CostRollouts(SavedModel):
             rollout_buffer.on_full = None
         self._left = self._last_obs, shown_last(env)
         return is_complete
+
+    def _advantage_discount(self, max_episode_steps: int | None) -> float:
+        """
+        Of the cost critic and the cost advantages.
+
+        :param max_episode_steps: time limit; None: not known
+        """
+        return self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
 
     def _is_played_by_others(self, env: VecEnv) -> bool:
         """Whether the environments show something else than after our last step. A monitor knows it, too; not all have one."""

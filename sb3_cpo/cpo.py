@@ -31,7 +31,6 @@ from sb3_cpo.defaults import (
     default_cost_gae_gamma,
     default_n_cost_rollouts,
 )
-from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import names_mistakes
@@ -211,20 +210,8 @@ class CPO(TrustRegionAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        # The paper's where batches are trusted as they are
-        if self.cost_confidence is None and self.n_noise_draws == 0:
-            self.cost_confidence = 0.0
-        if self.n_cost_rollouts is None:
-            self.n_cost_rollouts = 1 if self.n_noise_draws == 0 else default_n_cost_rollouts(self.observation_space)
-        if self.cost_gae_gamma is None and self.n_noise_draws > 0:
-            time_limit = None if self.env is None else max_episode_steps(self.env)
-            self.cost_gae_gamma = min(default_cost_gae_gamma(time_limit), self.cost_gamma)
         super()._setup_model()
         self._recent: list[CostBatch] = []
-        # Saved when the distance was one number per cost
-        if "distance" not in vars(self):
-            learned = vars(self).pop("confidence", np.full(self.n_costs, FIRST_CONFIDENCE))
-            self.distance = Distance(learned, np.zeros(self.n_costs))
 
     def _forget_costs(self) -> None:
         super()._forget_costs()
@@ -251,9 +238,23 @@ class CPO(TrustRegionAlgorithm):
         n_needed = self._most_cost_rollouts - 1
         return super()._training_attributes() | {"_recent": self._recent[-n_needed:] if n_needed > 0 else []}
 
+    # What None stands for depends on other arguments, which `load` or an assignment may change: it stays None
+
+    def _advantage_discount(self, max_episode_steps: int | None) -> float:
+        if self.cost_gae_gamma is not None or self.n_noise_draws == 0:
+            return super()._advantage_discount(max_episode_steps)
+        return min(default_cost_gae_gamma(max_episode_steps), self.cost_gamma)
+
+    @property
+    def _fixed_n_cost_rollouts(self) -> int | None:
+        """None: as many as hold enough episodes."""
+        if self.n_cost_rollouts is not None:
+            return self.n_cost_rollouts
+        return 1 if self.n_noise_draws == 0 else default_n_cost_rollouts(self.observation_space)
+
     @property
     def _most_cost_rollouts(self) -> int:
-        return COST_ROLLOUTS if self.n_cost_rollouts is None else self.n_cost_rollouts
+        return self._fixed_n_cost_rollouts or COST_ROLLOUTS
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
@@ -320,7 +321,7 @@ class CPO(TrustRegionAlgorithm):
         if self.n_costs == 0:
             return []
         recent = [*self._recent, self._cost_batch(rollout)][-self._most_cost_rollouts :]
-        return newest_with(COST_EPISODES, recent) if self.n_cost_rollouts is None else recent
+        return newest_with(COST_EPISODES, recent) if self._fixed_n_cost_rollouts is None else recent
 
     def _cost_batch(self, rollout: Rollout) -> CostBatch:
         """

@@ -17,7 +17,7 @@ from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.checkpoints.callbacks import walk
 from sb3_cpo.cost_rollouts import CostRollouts
 from sb3_cpo.defaults import TOTAL_TIMESTEPS
-from sb3_cpo.env_facts import is_wrapped, monitor_steps
+from sb3_cpo.env_facts import is_wrapped, max_episode_steps, monitor_steps
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
@@ -70,7 +70,7 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
             raise ValueError(f"this {type(self).__name__} has no environment: pass env= to load, or call set_env first")
         # What the user assigned since then
         check_arguments(vars(self), None)
-        self._knows_lives = False
+        self._knows_lives, self._time_limit = False, max_episode_steps(self.env)
         resumption, has_custom_logger = self._resumption, self._custom_logger
         if resumption is not None:
             total_timesteps = resumption.begin_learn(self, total_timesteps, reset_num_timesteps)

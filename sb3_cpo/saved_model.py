@@ -32,6 +32,7 @@ class SavedModel(CostModel):
             "_steps",
             "_is_stopped_elsewhere",
             "_left",
+            "_time_limit",
             "_shared_statistics",
             "_resumption",
             "_checkpoints",

@@ -270,15 +270,6 @@ def test_by_default_the_distance_from_the_limit_is_learned_and_goes_on_after_loa
     loaded.learn(0)
     np.testing.assert_array_equal(np.concatenate(loaded.distance), [0.5, 0.0])
 
-    # Saved when the distance was one number per cost
-    del model.distance
-    model.confidence = np.array([1.25])
-    model.save(tmp_path / "older")
-    older = CPO.load(tmp_path / "older", env=env, device="cpu")
-    np.testing.assert_array_equal(np.concatenate(older.distance), [1.25, 0.0])
-    assert not hasattr(older, "confidence")
-    older.learn(128, reset_num_timesteps=False)
-
 
 @pytest.mark.parametrize("n_noise_draws", [0, 2])
 @pytest.mark.parametrize("kind", ["constant", "early"])

@@ -54,10 +54,33 @@ def test_an_action_is_responsible_for_a_hundred_steps_or_a_short_episode(length,
         return env if length is None else gym.wrappers.TimeLimit(env, length)
 
     model = CPO("MlpPolicy", vec_env(make, 1), 1.0, n_steps=8, batch_size=8, cost_gamma=cost_gamma, device="cpu")
-    assert model.cost_gae_gamma == pytest.approx(cost_gae_gamma)
     model.learn(8)
     assert model.rollout_buffer.cost_gamma == pytest.approx(cost_gae_gamma)
-    assert CPO("MlpPolicy", vec_env(make, 1), 1.0, n_steps=8, batch_size=8, n_noise_draws=0).cost_gae_gamma is None
+    model = CPO("MlpPolicy", vec_env(make, 1), 1.0, n_steps=8, batch_size=8, cost_gamma=cost_gamma, n_noise_draws=0)
+    assert model.learn(8).rollout_buffer.cost_gamma == cost_gamma
+
+
+@pytest.mark.parametrize(
+    ("made", "loaded", "cost_gae_gamma", "n_rollouts"),
+    [
+        ({}, {}, 0.99, 5),
+        ({}, {"n_noise_draws": 0}, 1.0, 1),
+        ({"n_noise_draws": 0}, {"n_noise_draws": 2}, 0.99, 5),
+        ({}, {"cost_gamma": 0.9}, 0.9, 5),
+        ({"cost_gae_gamma": 0.99, "n_cost_rollouts": 3}, {"n_noise_draws": 0}, 0.99, 3),
+    ],
+)
+def test_what_was_not_given_is_chosen_anew_where_load_changes_what_it_depends_on(
+    made, loaded, cost_gae_gamma, n_rollouts, tmp_path
+):
+    env = vec_env(lambda rank: RiskyEnv(), 2)
+    CPO("MlpPolicy", env, 1.0, n_steps=8, batch_size=8, device="cpu", **made).save(tmp_path / "model")
+    model = CPO.load(tmp_path / "model", env, device="cpu", **loaded)
+    model.learn(6 * 16)
+    assert model.rollout_buffer.cost_gamma == cost_gae_gamma
+    assert len(model._recent) == n_rollouts
+    # 0: the limit is on J itself
+    assert (model.filtered_cost is None) == (model.n_noise_draws == 0)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +95,6 @@ def test_an_action_is_responsible_for_a_hundred_steps_or_a_short_episode(length,
 )
 def test_costs_are_estimated_on_several_rollouts(policy, kind, kwargs, n_cost_rollouts):
     model = CPO(policy, vec_env(lambda rank: RiskyEnv(kind), 2), 1.0, n_steps=8, batch_size=8, device="cpu", **kwargs)
-    assert model.n_cost_rollouts == n_cost_rollouts
     model.learn(7 * 16)
     assert len(model._recent) == (n_cost_rollouts or 5)
 
