@@ -1,6 +1,6 @@
 """Rollout buffers that also hold costs, and generalised advantage estimation for any number of signals."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,13 @@ def slice_observations(data: Any, index: slice | th.Tensor) -> Any:
         return {key: slice_observations(value, index) for key, value in data.items()}
     # Of rows, a fifth of the time of data[index]
     return data.index_select(0, index) if isinstance(index, th.Tensor) else data[index]
+
+
+def stack_observations(observations: Sequence[Any]) -> Any:
+    """Single observations as rows of one array, or of one for each key."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return np.stack(observations)
 
 
 def compute_gae(

@@ -194,11 +194,16 @@ class CostModel(OnPolicyAlgorithm):
         super()._maybe_recommend_cpu(mlp_class_name)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """SB3's. What was learned of the costs of another environment is forgotten; a loaded model has none yet."""
+        """
+        SB3's. What was estimated of the costs of another environment is forgotten (a loaded model has none yet), the record of
+        what training has cost goes on.
+        """
         is_another = self.env is not None
         super().set_env(env, force_reset)
         if is_another:
+            safety = self.safety
             self._forget_costs()
+            self.ledger.safety = safety
 
     # ---------------------------------------------------------------- attributes
 

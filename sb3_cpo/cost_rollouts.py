@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -208,7 +209,8 @@ class CostRollouts(SavedModel):
             is_bootstrapped = self.cost_gamma < 1 and self.has_cost_critic and is_cut
             # As SB3 for the reward: where nobody tells the last observation, nothing is bootstrapped
             if is_bootstrapped and terminal_obs is not None:
-                buffer.cut_at_time_limit.append((buffer.pos, index, terminal_obs))
+                # A copy: it may be an array that the environment fills anew at every step
+                buffer.cut_at_time_limit.append((buffer.pos, index, deepcopy(terminal_obs)))
         buffer.add_step_info(costs, dones, lengths)
         super()._update_info_buffer(infos, dones)
 

@@ -8,6 +8,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_cpo import distributed
+from sb3_cpo.buffers import CostRolloutBufferSamples
 from sb3_cpo.fisher import flat_grad
 
 # Truncated importance sampling (Ionides, 2008): in rollouts of earlier policies, no single sample decides the surrogate
@@ -25,9 +27,34 @@ class CostBatch(NamedTuple):
     returns: th.Tensor
     """(batch_size, n_costs) the cost critic's targets"""
     episodes: th.Tensor
-    """(batch_size,) number of the sample's episode"""
+    """(batch_size,) number of the sample's episode, from 0, without gaps"""
     n_episodes: int
     """of all processes"""
+
+
+def cost_batch(samples: CostRolloutBufferSamples, mean_length: float) -> CostBatch:
+    """
+    The surrogate cost of an episode, ``mean_length * mean(ratio * discount * advantages)``: J is an expectation over episodes,
+    the batch mean one over steps. Without the mean length, the constraint would weigh an episode's violation against one
+    step's change. Centred, but in the units of the costs: their surrogate is compared with J - limit.
+
+    :param samples: of one rollout
+    :param mean_length: steps of an episode
+    """
+    discounts = samples.cost_discounts
+    total = distributed.add_up((discounts * samples.cost_advantages).sum(dim=0))
+    advantages = discounts * (samples.cost_advantages - total / distributed.add_up(discounts.sum(dim=0))) * mean_length
+    # Numbered anew: thinned samples may lack the shortest episodes
+    episodes = samples.episodes.unique(return_inverse=True)[1]
+    return CostBatch(
+        samples.observations,
+        samples.actions,
+        samples.old_log_prob,
+        advantages,
+        samples.cost_returns,
+        episodes,
+        n_episodes=sum(distributed.gather(_count(episodes))),
+    )
 
 
 def newest_with(n_episodes: int, batches: Sequence[CostBatch]) -> list[CostBatch]:

@@ -11,7 +11,6 @@ from sb3_cpo import distributed, log_keys
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.cost_filter import (
     FIRST_CONFIDENCE,
-    Distance,
     FilteredCost,
     adapt_distance,
     bound_process_noise,
@@ -22,7 +21,7 @@ from sb3_cpo.cost_filter import (
 )
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_shaping import FailurePredictor
-from sb3_cpo.cost_surrogates import CostBatch, newest_with
+from sb3_cpo.cost_surrogates import CostBatch, cost_batch, newest_with
 from sb3_cpo.critics import CriticBatch
 from sb3_cpo.defaults import (
     COST_EPISODES,
@@ -225,6 +224,12 @@ class CPO(TrustRegionAlgorithm):
         super()._forget_episodes()
         self._recent = []
 
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        # In standard deviations of J: as good for the costs of another environment as the first guess, or better
+        distance = self.distance
+        super().set_env(env, force_reset)
+        self.distance = distance
+
     @property
     def cost_margin(self) -> np.ndarray:
         """(n_costs,) what is added to the violation, see ``cost_margin_lr``."""
@@ -320,32 +325,8 @@ class CPO(TrustRegionAlgorithm):
         """What the cost gradients are estimated on, this rollout last; empty: there are no constraints."""
         if self.n_costs == 0:
             return []
-        recent = [*self._recent, self._cost_batch(rollout)][-self._most_cost_rollouts :]
+        recent = [*self._recent, cost_batch(rollout.samples, rollout.cost.mean_length)][-self._most_cost_rollouts :]
         return newest_with(COST_EPISODES, recent) if self._fixed_n_cost_rollouts is None else recent
-
-    def _cost_batch(self, rollout: Rollout) -> CostBatch:
-        """
-        The surrogate cost of an episode, ``mean_length * mean(ratio * discount * advantages)``: J is an
-        expectation over episodes, the batch mean one over steps. Without the mean length, the constraint would weigh an
-        episode's violation against one step's change. Centred, but in the units of the costs: their surrogate is compared with
-        J - limit.
-        """
-        samples = rollout.samples
-        discounts = samples.cost_discounts
-        baseline = distributed.add_up((discounts * samples.cost_advantages).sum(dim=0)) / distributed.add_up(
-            discounts.sum(dim=0)
-        )
-        advantages = discounts * (samples.cost_advantages - baseline) * rollout.cost.mean_length
-        n_episodes = sum(distributed.gather(int(samples.episodes.unique().numel())))
-        return CostBatch(
-            samples.observations,
-            samples.actions,
-            samples.old_log_prob,
-            advantages,
-            samples.cost_returns,
-            samples.episodes,
-            n_episodes,
-        )
 
     def _fit_critics(self, rollout: Rollout, recent: Any = ()) -> Row:
         if len(self._recent) > 1:

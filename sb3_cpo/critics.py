@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cpo import distributed
-from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples, slice_observations
+from sb3_cpo.buffers import CostRolloutBuffer, CostRolloutBufferSamples, slice_observations, stack_observations
 from sb3_cpo.policies import CostActorCriticPolicy
 from sb3_cpo.standardized_head import StandardizedLinear
 
@@ -90,8 +90,9 @@ def value_costs(policy: ActorCriticPolicy, buffer: CostRolloutBuffer, last_obs: 
     last_values = predict_cost_values(policy, obs_as_tensor(last_obs, device))
     next_values = np.concatenate([buffer.cost_values[1:], last_values[None]])
     next_values[buffer.episode_ends] = 0.0
-    for pos, index, terminal_obs in buffer.cut_at_time_limit:
-        next_values[pos, index] = predict_cost_values(policy, policy.obs_to_tensor(terminal_obs)[0])[0]
+    if buffer.cut_at_time_limit:
+        steps, envs, terminal_obs = zip(*buffer.cut_at_time_limit, strict=True)
+        next_values[steps, envs] = predict_cost_values(policy, policy.obs_to_tensor(stack_observations(terminal_obs))[0])
     buffer.compute_cost_returns_and_advantages(next_values)
     return last_values
 

@@ -102,8 +102,11 @@ def copy_from_first(module: nn.Module) -> None:
     """Parameters and buffers of a module become those of process 0."""
     if world_size() == 1:
         return
-    for tensor in module.state_dict().values():
-        dist.broadcast(tensor, src=0)
+    try:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+    except RuntimeError as error:
+        raise _lost_process(error) from error
 
 
 def join(model: Any) -> dict[str, RunningMeanStd]:
@@ -112,12 +115,14 @@ def join(model: Any) -> dict[str, RunningMeanStd]:
 
     :param model: of this process
     :return: the statistics of its ``VecNormalize``, by name; see :func:`merge_statistics`
-    :raises ValueError: the processes differ in the size of their rollouts
+    :raises ValueError: the processes differ in the size of their rollouts, or in their seed
     """
     if world_size() > 1:
-        sizes = gather((model.env.num_envs, model.n_steps, model.batch_size))
+        sizes, seeds = zip(*gather(((model.env.num_envs, model.n_steps, model.batch_size), model.seed)), strict=True)
         if len(set(sizes)) > 1:
-            raise ValueError(f"processes differ in (number of environments, n_steps, batch_size): {sizes}")
+            raise ValueError(f"processes differ in (number of environments, n_steps, batch_size): {list(sizes)}")
+        if len(set(seeds)) > 1:
+            raise ValueError(f"processes differ in their seed: {list(seeds)}. Pass the same one: each makes its own of it")
         if model.batch_size % world_size():
             raise ValueError(f"batch_size={model.batch_size} cannot be divided among {world_size()} processes")
         copy_from_first(model.policy)

@@ -152,7 +152,8 @@ class EpisodeCosts:
         """
         before = _together(self._ended_before) if self._ended_before else None
         known_length = max_episode_steps or (None if before is None else before.lengths.mean())
-        length = float(known_length or max(self.lengths.mean(), 1.0))
+        # Those in progress may have become longer than those that ended
+        length = float(max(known_length or 1.0, self.lengths.mean()))
         cost_per_step = self.sums.sum(axis=0) / max(float(np.sum(self._discounted(self.lengths))), 1.0)
         left = np.maximum(length - self.lengths, 0.0)
         to_come = np.asarray(self._discounted(left))[:, None] * cost_per_step

@@ -101,8 +101,9 @@ def conjugate_gradient(
     residuals = th.where(norms > 0, rhs / th.where(norms > 0, norms, th.ones_like(norms)), th.zeros_like(rhs))
     directions = residuals.clone()
     residual_norms = (residuals**2).sum(dim=1)
+    has_curvature = th.ones_like(residual_norms, dtype=th.bool)
     for _ in range(max_steps):
-        active = residual_norms > residual_tol
+        active = has_curvature & (residual_norms > residual_tol)
         if not active.any():
             break
         products = matrix_vector_product(directions[active])
@@ -113,7 +114,8 @@ def conjugate_gradient(
         residuals[active] -= alphas * products
         new_norms = (residuals[active] ** 2).sum(dim=1)
         directions[active] = residuals[active] + (new_norms / residual_norms[active]).unsqueeze(1) * directions[active]
-        residual_norms[active] = th.where(curvatures > 0, new_norms, th.zeros_like(new_norms))
+        residual_norms[active] = new_norms
+        has_curvature[active] = curvatures > 0
     return solutions * norms, residual_norms
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch as th
-from toy_envs import RiskyEnv, vec_env
+from toy_envs import RiskyEnv, ScriptedEnv, vec_env
 
 from sb3_cpo import CPO, cost_surrogates, trust_region_algorithm
 from sb3_cpo.fisher import flat_grad
@@ -96,6 +96,16 @@ def test_random_signs_measure_what_single_episodes_contribute(n_rollouts, n_cost
     measured = sum(gradients @ gradients.T for gradients in seen["draws"]) / len(seen["draws"])
     scale = expected.diagonal().sqrt()
     np.testing.assert_allclose(measured / scale / scale[:, None], expected / scale / scale[:, None], atol=0.2)
+
+
+def test_episodes_that_thinning_leaves_no_sample_of_have_no_sign():
+    """Of two steps each, in every third step: of twelve episodes, eight are left."""
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(2,)), 1)
+    model = CPO("MlpPolicy", env, 2.0, sub_sampling_factor=3, **{**KWARGS, "n_steps": 24, "batch_size": 24}).learn(24)
+    (batch,) = model._recent
+    np.testing.assert_array_equal(batch.episodes.unique(), np.arange(8))
+    assert batch.n_episodes == 8
+    assert cost_surrogates.count_unpaired([batch]) == 0
 
 
 @pytest.mark.parametrize("n_episodes", [1, 2, 5, 8])

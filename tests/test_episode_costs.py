@@ -230,3 +230,16 @@ def test_a_discounted_episode_in_progress_is_extrapolated_to_its_discounted_end(
     np.testing.assert_allclose(estimate.mean, 1 + 0.5 + 0.25 + 0.125 + 0.0625)
     assert estimate.n_episodes == 0
     assert np.isnan(estimate.standard_error).all()
+
+
+def test_episodes_in_progress_may_be_longer_than_those_that_ended():
+    """One of 20 steps ended, then there is no end: an episode has at least as many steps as are played."""
+    costs = EpisodeCosts(n_envs=1, n_costs=1)
+    play(costs, [1.0] * 20, [False] * 19 + [True])
+    costs.start_rollout()
+    for _ in range(10):
+        costs.start_rollout()
+        play(costs, [1.0] * 100, [False] * 100)
+    estimate = costs.estimate()
+    assert estimate.mean_length == 1000
+    np.testing.assert_allclose(estimate.mean, 1000.0)

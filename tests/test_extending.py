@@ -10,6 +10,7 @@ from scipy import stats
 from toy_envs import KnapsackEnv, RiskyEnv, ScriptedEnv, vec_env
 
 from sb3_cpo import CPO, make_vec_env
+from sb3_cpo.cost_surrogates import cost_batch
 from sb3_cpo.dual import Dual
 from sb3_cpo.trust_region_algorithm import TrustRegionAlgorithm
 
@@ -63,7 +64,7 @@ def test_another_step_in_the_span_of_the_gradients_is_one_function():
 
     class PCPO(TrustRegionAlgorithm):
         def _update_policy(self, rollout):
-            batch = CPO._cost_batch(self, rollout)
+            batch = cost_batch(rollout.samples, rollout.cost.mean_length)
             self.step = self._trust_region_step(rollout, [batch], rollout.violation, solve=project)
             return {"train/violation": rollout.violation}
 

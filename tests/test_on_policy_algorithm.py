@@ -666,6 +666,19 @@ def test_what_was_learned_of_the_costs_ends_with_the_run_or_its_environment(rese
     assert model.cost_margin == 0
     assert model._watchdog.n_unreachable == 0
     assert np.isnan(model.ep_cost_mean).all()
+    # The record is of the training, as the number of its steps is
+    assert model.safety.n_steps == (0 if reset == "timesteps" else 16)
+
+
+def test_a_training_that_goes_on_in_another_environment_keeps_its_record_and_its_distance_from_the_limit():
+    model = make_model(vec_env(lambda rank: ScriptedEnv(rank), 2), cost_limit=5.0).learn(32)
+    distance, cost = model.distance, model.safety.cumulative_cost
+    model.set_env(vec_env(lambda rank: ScriptedEnv(rank), 2))
+    assert model.distance is distance
+    assert model.filtered_cost is None
+    model.learn(8, reset_num_timesteps=False)
+    assert model.safety.n_steps == model.num_timesteps == 40
+    assert model.safety.cumulative_cost > cost > 0
 
 
 def test_a_loaded_model_without_environment_keeps_what_it_learned_when_it_gets_one(tmp_path):

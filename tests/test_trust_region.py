@@ -192,6 +192,13 @@ def test_residuals_are_the_true_ones_when_the_steps_run_out():
     th.testing.assert_close(residuals, true, rtol=1e-6, atol=0.0)
 
 
+def test_a_system_without_curvature_is_not_called_solved():
+    H = th.diag(th.tensor([1.0, 0.0]))
+    solutions, residuals = conjugate_gradient(lambda vectors: vectors @ H, th.tensor([[3.0, 0.0], [0.0, 2.0]]))
+    th.testing.assert_close(solutions, th.tensor([[3.0, 0.0], [0.0, 0.0]]))
+    th.testing.assert_close(residuals, th.tensor([0.0, 1.0]))
+
+
 # -- Line search: one parameter x, from 0, of which everything is a known function
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch as th
 import torch.distributed as dist
 
 from sb3_cpo import distributed
@@ -18,9 +19,12 @@ SILENT = {"tensorboard_log": "", "eval_freq": -1, "save_freq": -1, "verbose": 0,
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Within it, the processes that ``torchrun`` has started are connected, if it has."""
+    """Within it, the processes that ``torchrun`` has started are connected, if it has; each has a GPU of its own, if any."""
     is_one_of_several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if is_one_of_several:
+        if th.cuda.is_available():
+            th.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # gloo for what is on the CPU, nccl for what is on GPUs
         dist.init_process_group()
     try:
         yield
