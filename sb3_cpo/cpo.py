@@ -263,7 +263,7 @@ class CPO(TrustRegionAlgorithm):
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
-        violation = self._believed_cost(rollout.cost, rollout.limit) - rollout.limit
+        violation = self._constrained_cost(rollout.cost, rollout.limit) - rollout.limit
 
         # 2. How its cost changes with the policy
         recent = self._cost_batches(rollout)
@@ -285,7 +285,7 @@ class CPO(TrustRegionAlgorithm):
         self.ledger.predicted_change = step.predicted_cost_change
         return self._describe(rollout, step, violation)
 
-    def _believed_cost(self, cost: CostEstimate, limit: np.ndarray) -> np.ndarray:
+    def _constrained_cost(self, cost: CostEstimate, limit: np.ndarray) -> np.ndarray:
         """(n_costs,) J that the constraints are about: filtered where predictions can be trusted, and on the safe side."""
         if cost.n_episodes == 0:
             return self._guessed_cost(cost)

@@ -27,10 +27,10 @@ def subtract_noise(
     :param gram: (k, k) of the gradients of k signals
     :param noise_products: (n_draws k, n_draws k) of their gradients under random signs, draw by draw
     :param n_episodes: independent contributions to each gradient
-    :param n_unpaired: None: each sign was drawn on its own. Else every draw has as many positive as negative signs among the
-        episodes that were drawn for together, but for one in each of so many groups: what episodes have in common, of which
-        independent signs keep 1 / n_episodes in the mean, is then in no draw, and the estimate has less variance. It is
-        without bias for one group, and for any number of groups without an odd one
+    :param n_unpaired: None: each sign was drawn on its own. Else a draw has as many positive as negative signs in each group
+        of episodes (a rollout of a process), but for one sign in each group with an odd number of them, and this is the number
+        of such groups. What all episodes have in common cancels then, and the estimate has less variance. It is unbiased where
+        no group is odd, and where all are odd and of the same size
     :return: an unbiased estimate of the Gram matrix of the true gradients, but for bounds that keep its diagonal positive and
         its entries below their Cauchy-Schwarz limits; and the share of noise in each signal's own product, (k,)
     """
@@ -45,33 +45,33 @@ def subtract_noise(
     if n_episodes < 2:
         # What single episodes have in common cannot be seen in one of them
         return gram, share
-    honest = (gram - noise) * n_episodes / (n_episodes - 1)
-    own = np.clip(np.diagonal(honest), LEAST_SIGNAL * diagonal, diagonal)
+    denoised = (gram - noise) * n_episodes / (n_episodes - 1)
+    own = np.clip(np.diagonal(denoised), LEAST_SIGNAL * diagonal, diagonal)
     bound = np.sqrt(np.outer(own, own))
-    honest = np.clip((honest + honest.T) / 2, -bound, bound)
-    np.fill_diagonal(honest, own)
-    return honest, share
+    denoised = np.clip((denoised + denoised.T) / 2, -bound, bound)
+    np.fill_diagonal(denoised, own)
+    return denoised, share
 
 
-def bound_rows(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
+def bound_rows(gram: np.ndarray, denoised: np.ndarray) -> np.ndarray:
     """
-    Take out of the honest rows what no gradient can do.
+    Take out of the denoised rows what no gradient can do.
 
-    A step x = sum_j a_j H^-1 g_j has the squared length a.gram a and changes signal i by (honest a)_i: whatever the a, by no
+    A step x = sum_j a_j H^-1 g_j has the squared length a.gram a and changes signal i by (denoised a)_i: whatever the a, by no
     more than a gradient of its squared length, honest_ii, can: honest_i.gram^-1 honest_i <= honest_ii. Where two signals are
     nearly parallel, their difference is a step of no length, and what draws of signs say of it is an error, which the solver
     would take for a way to lower the cost at no price. (The bound limits such errors; where much of a gradient is noise, it is
     wide.) Of honest_i = s gram_i + rest, where s is the share of the signal's own product that is left, the rest is shortened
     until the row is within its bound. All other rows stay as they are.
     """
-    if honest is gram:
-        return honest
+    if denoised is gram:
+        return denoised
     scale, cosines = _cosines(gram)
     lengths, axes = np.linalg.eigh(cosines)
     is_long = lengths > RELATIVE_RANK * lengths[-1]
     lengths, axes = lengths[is_long], axes[:, is_long]
     # Along what has no length there is no step, and nothing to be said
-    rows = honest.copy() if is_long.all() else honest / scale @ axes @ axes.T * scale
+    rows = denoised.copy() if is_long.all() else denoised / scale @ axes @ axes.T * scale
     own = np.divide(np.diagonal(rows), np.diagonal(gram), out=np.zeros(len(gram)), where=np.diagonal(gram) > 0)
     own = np.clip(own, 0.0, 1.0)
     for index, share in enumerate(own):
@@ -89,18 +89,18 @@ def _cosines(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scale, gram / scale / scale[:, None]
 
 
-def constraint_basis(gram: np.ndarray, honest: np.ndarray) -> np.ndarray:
+def constraint_basis(gram: np.ndarray, denoised: np.ndarray) -> np.ndarray:
     """
     B M^-1: the combinations of the signals' natural gradients along which each cost changes most, for the length that they
     have. (n_costs, 1 + n_costs); the rows of the identity where there is no noise.
     """
-    if honest is gram:
+    if denoised is gram:
         return np.eye(len(gram))[1:]
     scale, cosines = _cosines(gram)
-    return honest[1:] / scale @ np.linalg.pinv(cosines, rcond=RELATIVE_RANK, hermitian=True) / scale
+    return denoised[1:] / scale @ np.linalg.pinv(cosines, rcond=RELATIVE_RANK, hermitian=True) / scale
 
 
-def believed_share(gram: np.ndarray, honest: np.ndarray, coefficients: np.ndarray, violation: np.ndarray) -> float:
+def signal_share(gram: np.ndarray, denoised: np.ndarray, coefficients: np.ndarray, violation: np.ndarray) -> float:
     """
     Which part of the decrease that a step has on its batch is no noise, between 0 and 1, over the violated constraints.
 
@@ -109,5 +109,5 @@ def believed_share(gram: np.ndarray, honest: np.ndarray, coefficients: np.ndarra
     """
     is_violated = violation > 0
     weights = np.divide(violation, np.diagonal(gram)[1:], out=np.zeros(len(violation)), where=is_violated)
-    on_batch, believed = (-weights @ (products @ coefficients)[1:] for products in (gram, honest))
+    on_batch, believed = (-weights @ (products @ coefficients)[1:] for products in (gram, denoised))
     return float(np.clip(believed / on_batch, 0.0, 1.0)) if on_batch > 0 else 1.0

@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_cpo.dual import VANISHING, Dual, is_row_vanishing, recovery_coefficients, solve_dual
 from sb3_cpo.fisher import Product, flat_grad, hessian_products
-from sb3_cpo.gradient_noise import believed_share, bound_rows, constraint_basis, subtract_noise
+from sb3_cpo.gradient_noise import bound_rows, constraint_basis, signal_share, subtract_noise
 
 Parameters = Sequence[nn.Parameter]
 Solver = Callable[[float, np.ndarray, np.ndarray, np.ndarray, float], Dual | None]
@@ -31,9 +31,7 @@ class NoiseProbe(NamedTuple):
     """
     The surrogates with random signs: every advantage multiplied by its episode's, the same for objective and costs.
 
-    The gradients of a batch are sums over its episodes, ``b = sum_e b_e``. Random signs keep what single episodes contribute,
-    ``E[b_z b_z'] = sum_e b_e b_e'`` (of independent signs), and lose what episodes have in common: their Gram matrix is what
-    noise alone produces.
+    The Gram matrix of their gradients is what noise alone produces, see :mod:`~sb3_cpo.gradient_noise`.
     """
 
     objective: th.Tensor
@@ -136,7 +134,7 @@ def line_search(
     target_kl: float,
     shrinking_factor: float = 0.8,
     max_iter: int = 15,
-    optimism: np.ndarray | None = None,
+    noise_change: np.ndarray | None = None,
 ) -> LineSearch:
     """
     Move the parameters by the largest of ``step * shrinking_factor**j`` that keeps the constraints, or not at all.
@@ -147,12 +145,12 @@ def line_search(
     :param step: (n_params,)
     :param old: surrogates at the present parameters
     :param violation: (n_costs,) episode cost minus limit
-    :param optimism: (n_costs,) by how much the whole step lowers the surrogates, but not the costs (noise of the batch)
+    :param noise_change: (n_costs,) by how much the whole step lowers the surrogates, but not the costs
     """
     old_params = th.cat([param.detach().flatten() for param in params])
     # Of a violated cost that nothing can change, rounding may be what rises
-    room = th.as_tensor(np.maximum(-violation, VANISHING * violation), dtype=old.costs.dtype, device=old.costs.device)
-    hidden_rise = th.zeros_like(old.costs) if optimism is None else th.as_tensor(optimism).to(old.costs)
+    room = th.as_tensor(np.maximum(-violation, VANISHING * violation)).to(old.costs)
+    of_noise = th.zeros_like(old.costs) if noise_change is None else th.as_tensor(noise_change).to(old.costs)
     is_violated = bool((violation > 0).any())
     rejections = dict.fromkeys(REJECTIONS, 0)
     for trial in range(max_iter):
@@ -163,7 +161,7 @@ def line_search(
             rejections["not_finite"] += 1
         elif new.kl_div > target_kl:
             rejections["kl"] += 1
-        elif bool((new.costs - old.costs + step_size * hidden_rise > room).any()):
+        elif bool((new.costs - old.costs + step_size * of_noise > room).any()):
             rejections["cost"] += 1
         elif not is_violated and not new.objective > old.objective:
             rejections["objective"] += 1
@@ -225,32 +223,14 @@ def trust_region_step(
     solutions, residuals = conjugate_gradient(hessian_vector_products, gradients, cg_max_steps)
     products = (gradients.double() @ solutions.double().T).cpu().numpy()
     gram = products[:n_signals, :n_signals]
-    honest, gradient_noise = gram, None
+    denoised, gradient_noise = gram, None
     if probe is not None:
-        honest, gradient_noise = subtract_noise(gram, products[n_signals:, n_signals:], probe.n_episodes, probe.n_unpaired)
-        # The direction of a gradient that is rounding errors is as arbitrary
-        is_vanishing = np.append(False, is_row_vanishing(gram[1:, 1:], violation, target_kl))
-        if is_vanishing.any():
-            gram, honest = (np.where(is_vanishing | is_vanishing[:, None], 0.0, matrix) for matrix in (gram, honest))
-        honest = bound_rows(gram, honest)
+        gram, denoised, gradient_noise = _denoise(gram, products[n_signals:, n_signals:], probe, violation, target_kl)
     solutions, gradients = solutions[:n_signals], gradients[:n_signals]
 
     # 3. The trust-region problem, in these n_costs + 1 directions
-    basis = constraint_basis(gram, honest)
-    q, r, S = float(gram[0, 0]), honest[1:, 0], honest[1:] @ basis.T
-    dual = solve(q, r, S, violation, target_kl)
-    if dual is None:
-        lam, nu = 0.0, np.zeros(len(violation))
-        coefficients = -recovery_coefficients(S, violation, target_kl) @ basis
-        # Along noise, a policy only gets worse: of the trust region, a recovery uses the share that it can believe in
-        excess = np.where(is_row_vanishing(S, violation, target_kl), 0.0, violation)
-        allowed = 2 * target_kl * believed_share(gram, honest, coefficients, excess)
-        if (squared_length := coefficients @ gram @ coefficients) > allowed:
-            coefficients = coefficients * np.sqrt(allowed / squared_length)
-    else:
-        lam, nu = dual.lam, dual.nu
-        coefficients = -dual.b_coef @ basis
-        coefficients[0] += dual.g_coef
+    solution = solve_in_span(gram, denoised, violation, target_kl, solve)
+    coefficients = solution.coefficients
     # In double precision: nearly parallel gradients have large coefficients, of which most cancels
     step = (th.as_tensor(coefficients, dtype=th.float64, device=solutions.device) @ solutions.double()).to(solutions.dtype)
     # Conjugate gradients that stopped early leave r and S inexact; the size of the step is checked against H itself
@@ -258,7 +238,7 @@ def trust_region_step(
     if curvature > 2 * target_kl:
         shortening = np.sqrt(2 * target_kl / curvature)
         step, coefficients = step * shortening, coefficients * shortening
-    optimism = ((honest - gram) @ coefficients)[1:]
+    noise_change = ((denoised - gram) @ coefficients)[1:]
 
     # 4. Move, unless nothing local helps
     search = LineSearch(0.0, old, dict.fromkeys(REJECTIONS, 0))
@@ -272,25 +252,78 @@ def trust_region_step(
             target_kl,
             shrinking_factor=shrinking_factor,
             max_iter=line_search_max_iter,
-            optimism=None if probe is None else optimism,
+            noise_change=None if probe is None else noise_change,
         )
     cost_surrogate_change = (search.surrogates.costs - old.costs).cpu().numpy().astype(np.float64)
     return TrustRegionStep(
         surrogates=search.surrogates,
         step_size=search.step_size,
-        lam=lam,
-        nu=nu,
-        is_feasible=dual is not None,
+        lam=solution.lam,
+        nu=solution.nu,
+        is_feasible=solution.is_feasible,
         linear_cost_change=(gradients[1:] @ step).cpu().numpy().astype(np.float64),
         cost_surrogate_change=cost_surrogate_change,
-        predicted_cost_change=cost_surrogate_change if probe is None else search.step_size * (honest @ coefficients)[1:],
+        predicted_cost_change=cost_surrogate_change if probe is None else search.step_size * (denoised @ coefficients)[1:],
         objective_change=float(search.surrogates.objective - old.objective),
-        is_vanishing=is_row_vanishing(S, violation, target_kl),
-        reachable_cost_change=np.sqrt(2 * target_kl * np.maximum(np.diagonal(S), 0.0)),
+        is_vanishing=is_row_vanishing(solution.S, violation, target_kl),
+        reachable_cost_change=np.sqrt(2 * target_kl * np.maximum(np.diagonal(solution.S), 0.0)),
         cg_residual=float(residuals.max().sqrt()),
         rejections=search.rejections,
         gradient_noise=gradient_noise,
     )
+
+
+class SpanSolution(NamedTuple):
+    """The step in the span of H^-1 g and H^-1 B, and the multipliers that lead to it."""
+
+    coefficients: np.ndarray
+    """(1 + n_costs,) of H^-1 g and of each H^-1 b_i"""
+    lam: float
+    nu: np.ndarray
+    """(n_costs,)"""
+    is_feasible: bool
+    """False: no point of the trust region satisfies the linearised constraints"""
+    S: np.ndarray
+    """(n_costs, n_costs) how the costs change along the directions in which each changes most"""
+
+
+def solve_in_span(
+    gram: np.ndarray, denoised: np.ndarray, violation: np.ndarray, target_kl: float, solve: Solver = solve_dual
+) -> SpanSolution:
+    """
+    The trust-region problem where a step ``x = sum_j a_j H^-1 g_j`` of the signals g, b_1, b_2, ... has the squared length
+    ``a.gram a`` and changes cost i by ``(denoised a)_i``. Numpy only.
+
+    :param gram: (1 + n_costs, 1 + n_costs) products ``g_i.H^-1 g_j`` on the batch
+    :param denoised: the same without noise; ``gram`` itself: none was measured
+    :param violation: (n_costs,) episode cost minus limit
+    """
+    basis = constraint_basis(gram, denoised)
+    q, r, S = float(gram[0, 0]), denoised[1:, 0], denoised[1:] @ basis.T
+    dual = solve(q, r, S, violation, target_kl)
+    if dual is not None:
+        coefficients = -dual.b_coef @ basis
+        coefficients[0] += dual.g_coef
+        return SpanSolution(coefficients, dual.lam, dual.nu, True, S)
+    coefficients = -recovery_coefficients(S, violation, target_kl) @ basis
+    # Along noise, a policy only gets worse: of the trust region, a recovery uses the share that is none
+    excess = np.where(is_row_vanishing(S, violation, target_kl), 0.0, violation)
+    allowed = 2 * target_kl * signal_share(gram, denoised, coefficients, excess)
+    if (squared_length := coefficients @ gram @ coefficients) > allowed:
+        coefficients = coefficients * np.sqrt(allowed / squared_length)
+    return SpanSolution(coefficients, 0.0, np.zeros(len(violation)), False, S)
+
+
+def _denoise(
+    gram: np.ndarray, noise_products: np.ndarray, probe: NoiseProbe, violation: np.ndarray, target_kl: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The Gram matrix, the same without noise, and the share of noise in each signal's own product."""
+    denoised, gradient_noise = subtract_noise(gram, noise_products, probe.n_episodes, probe.n_unpaired)
+    # The direction of a gradient that is rounding errors is as arbitrary
+    is_vanishing = np.append(False, is_row_vanishing(gram[1:, 1:], violation, target_kl))
+    if is_vanishing.any():
+        gram, denoised = (np.where(is_vanishing | is_vanishing[:, None], 0.0, matrix) for matrix in (gram, denoised))
+    return gram, bound_rows(gram, denoised), gradient_noise
 
 
 def _average_surrogates(surrogates: Surrogates, average: Callable[[th.Tensor], th.Tensor]) -> Surrogates:

@@ -225,12 +225,16 @@ def test_a_callback_stops_all_processes(tmp_path, capfd):
 
 
 def differ(folder, what):
-    kwargs = {"n_steps": 24 + 4 * distributed.rank()} if what == "size" else {"batch_size": 15}
-    with pytest.raises(ValueError, match="processes differ" if what == "size" else "cannot be divided"):
+    kwargs, message = {
+        "size": ({"n_steps": 24 + 4 * distributed.rank()}, "processes differ"),
+        "batch": ({"batch_size": 15}, "cannot be divided"),
+        "seed": ({"seed": distributed.rank()}, r"differ in their seed: \[0, 1\]"),
+    }[what]
+    with pytest.raises(ValueError, match=message):
         make_model("CPO", False, **kwargs).learn(10)
 
 
-@pytest.mark.parametrize("what", ["size", "batch"])
+@pytest.mark.parametrize("what", ["size", "batch", "seed"])
 def test_processes_that_do_not_fit_together_say_so(what, tmp_path):
     on_two(tmp_path, differ, tmp_path, what)
 

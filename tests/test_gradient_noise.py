@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_cpo.cost_surrogates import random_signs
-from sb3_cpo.gradient_noise import LEAST_SIGNAL, believed_share, bound_rows, constraint_basis, subtract_noise
+from sb3_cpo.gradient_noise import LEAST_SIGNAL, bound_rows, constraint_basis, signal_share, subtract_noise
 from sb3_cpo.trust_region import NoiseProbe, Surrogates, trust_region_step
 
 
@@ -23,9 +23,9 @@ def test_all_draws_of_signs_together_are_the_products_of_different_episodes():
     contributions = rng.normal(size=(n_episodes, 2, 7)) + 3.0  # of two signals
     gram = gram_of(contributions.sum(axis=0))
     flipped = [np.tensordot(signs, contributions, axes=1) for signs in product([-1.0, 1.0], repeat=n_episodes)]
-    honest, share = subtract_noise(gram, gram_of(np.concatenate(flipped)), n_episodes)
+    denoised, share = subtract_noise(gram, gram_of(np.concatenate(flipped)), n_episodes)
     different = sum(contributions[one] @ contributions[other].T for one in range(5) for other in range(5) if one != other)
-    np.testing.assert_allclose(honest, different * n_episodes / (n_episodes - 1), rtol=1e-9)
+    np.testing.assert_allclose(denoised, different * n_episodes / (n_episodes - 1), rtol=1e-9)
     own = sum(np.diagonal(gram_of(contribution)) for contribution in contributions)
     np.testing.assert_allclose(share, own / np.diagonal(gram))
 
@@ -39,13 +39,13 @@ def test_balanced_signs_measure_the_same_noise(n_episodes):
     independent = gram_of(np.concatenate([np.tensordot(signs, contributions, axes=1) for signs in draws]))
     balanced = gram_of(np.concatenate([np.tensordot(signs, contributions, axes=1) for signs in draws if abs(sum(signs)) < 2]))
     expected, share = subtract_noise(gram, independent, n_episodes)
-    honest, same_share = subtract_noise(gram, balanced, n_episodes, n_unpaired=n_episodes % 2)
-    np.testing.assert_allclose(honest, expected, rtol=1e-9)
+    denoised, same_share = subtract_noise(gram, balanced, n_episodes, n_unpaired=n_episodes % 2)
+    np.testing.assert_allclose(denoised, expected, rtol=1e-9)
     np.testing.assert_allclose(same_share, share, rtol=1e-9)
     # In each draw, one of so many episodes that are alike is left
     alike = gram / n_episodes**2 if n_episodes % 2 else np.zeros((2, 2))
-    honest, share = subtract_noise(gram, alike, n_episodes, n_unpaired=n_episodes % 2)
-    np.testing.assert_allclose(honest, gram)
+    denoised, share = subtract_noise(gram, alike, n_episodes, n_unpaired=n_episodes % 2)
+    np.testing.assert_allclose(denoised, gram)
     np.testing.assert_allclose(share, 1 / n_episodes)
 
 
@@ -69,9 +69,9 @@ def test_the_estimate_is_unbiased():
 def test_what_is_left_is_bounded_where_a_draw_says_more_noise_than_there_is_anything():
     gram = np.array([[2.0, -1.0], [-1.0, 1.0]])
     noise = np.array([[1.0, 0.5], [0.5, 3.0]])
-    honest, share = subtract_noise(gram, noise, 20)
-    np.testing.assert_allclose(np.diagonal(honest), [20 / 19, LEAST_SIGNAL])
-    assert abs(honest[0, 1]) <= np.sqrt(honest[0, 0] * honest[1, 1]) + 1e-12
+    denoised, share = subtract_noise(gram, noise, 20)
+    np.testing.assert_allclose(np.diagonal(denoised), [20 / 19, LEAST_SIGNAL])
+    assert abs(denoised[0, 1]) <= np.sqrt(denoised[0, 0] * denoised[1, 1]) + 1e-12
     np.testing.assert_allclose(share, [0.5, 3.0])
     # From one episode nothing can be said
     np.testing.assert_array_equal(subtract_noise(gram, noise, 1)[0], gram)
@@ -90,23 +90,23 @@ def random_problem(seed, closeness):
 def test_no_step_changes_a_signal_by_more_than_a_gradient_can(seed, closeness):
     """Where two gradients are nearly parallel, their difference is a step of no length, whatever the signs say of it."""
     gram, noise = random_problem(seed, closeness)
-    honest, _ = subtract_noise(gram, noise, 20)
-    rows = bound_rows(gram, honest)
+    denoised, _ = subtract_noise(gram, noise, 20)
+    rows = bound_rows(gram, denoised)
     # The steps that change a signal most, and others
     steps = [*np.linalg.solve(gram, rows.T).T, *np.random.default_rng(seed).normal(size=(50, 3))]
     for step in steps:
-        assert np.all((rows @ step) ** 2 <= np.diagonal(honest) * (step @ gram @ step) * (1 + 1e-6))
+        assert np.all((rows @ step) ** 2 <= np.diagonal(denoised) * (step @ gram @ step) * (1 + 1e-6))
     # As much as it may, where it was too much; a signal's own product stays
-    np.testing.assert_allclose(np.diagonal(rows), np.diagonal(honest))
-    changes = [row @ np.linalg.solve(gram, row) for row in honest], [row @ np.linalg.solve(gram, row) for row in rows]
-    for before, after, own in zip(*changes, np.diagonal(honest), strict=True):
+    np.testing.assert_allclose(np.diagonal(rows), np.diagonal(denoised))
+    changes = [row @ np.linalg.solve(gram, row) for row in denoised], [row @ np.linalg.solve(gram, row) for row in rows]
+    for before, after, own in zip(*changes, np.diagonal(denoised), strict=True):
         np.testing.assert_allclose(after, min(before, own), rtol=1e-6)
 
 
 def test_rows_that_a_gradient_can_have_are_left_as_they_are():
     gram, noise = random_problem(0, 1.0)
-    honest, _ = subtract_noise(gram, noise * 1e-2, 10**6)
-    np.testing.assert_array_equal(bound_rows(gram, honest), honest)
+    denoised, _ = subtract_noise(gram, noise * 1e-2, 10**6)
+    np.testing.assert_array_equal(bound_rows(gram, denoised), denoised)
     assert bound_rows(gram, gram) is gram
 
 
@@ -121,10 +121,10 @@ def test_where_gradients_are_parallel_there_is_one_step_only():
 @pytest.mark.filterwarnings("error")
 def test_a_cost_that_no_parameter_changes_has_no_noise():
     gram, noise = np.diag([2.0, 0.0]), np.diag([0.5, 0.0])
-    honest, share = subtract_noise(gram, noise, 4)
+    denoised, share = subtract_noise(gram, noise, 4)
     np.testing.assert_array_equal(share, [0.25, 0.0])
-    np.testing.assert_allclose(honest, np.diag([1.5 * 4 / 3, 0.0]))
-    np.testing.assert_array_equal(constraint_basis(gram, honest), [[0.0, 0.0]])
+    np.testing.assert_allclose(denoised, np.diag([1.5 * 4 / 3, 0.0]))
+    np.testing.assert_array_equal(constraint_basis(gram, denoised), [[0.0, 0.0]])
 
 
 def test_without_noise_the_basis_is_that_of_the_paper():
@@ -273,19 +273,19 @@ def test_a_recovery_goes_as_far_as_it_can_be_believed(noise):
 
 
 def test_what_a_recovery_believes_is_that_of_the_violated_constraints():
-    gram, honest = np.diag([1.0, 4.0, 9.0]), np.diag([1.0, 1.0, 9.0])
+    gram, denoised = np.diag([1.0, 4.0, 9.0]), np.diag([1.0, 1.0, 9.0])
     both = np.array([0.0, -1.0, -1.0])
-    assert believed_share(gram, honest, both, np.array([5.0, -1.0])) == 0.25
-    assert believed_share(gram, honest, both, np.array([-1.0, 5.0])) == 1.0
+    assert signal_share(gram, denoised, both, np.array([5.0, -1.0])) == 0.25
+    assert signal_share(gram, denoised, both, np.array([-1.0, 5.0])) == 1.0
     # Violations count in units of what each constraint can be changed by
-    assert believed_share(gram, honest, both, np.array([4.0, 9.0])) == (1.0 + 9.0) / (4.0 + 9.0)
+    assert signal_share(gram, denoised, both, np.array([4.0, 9.0])) == (1.0 + 9.0) / (4.0 + 9.0)
     # What one signal's gradient does to another's cost counts, too
-    gram, honest = (np.array([[1.0, 0.5, x], [0.5, y, 0.2], [x, 0.2, 9.0]]) for x, y in ((0.3, 4.0), (0.1, 1.0)))
+    gram, denoised = (np.array([[1.0, 0.5, x], [0.5, y, 0.2], [x, 0.2, 9.0]]) for x, y in ((0.3, 4.0), (0.1, 1.0)))
     skewed = np.array([-1.0, -1.0, -2.0])
-    assert believed_share(gram, honest, skewed, np.array([5.0, -1.0])) == pytest.approx((0.5 + 1.0 + 0.4) / (0.5 + 4.0 + 0.4))
+    assert signal_share(gram, denoised, skewed, np.array([5.0, -1.0])) == pytest.approx((0.5 + 1.0 + 0.4) / (0.5 + 4.0 + 0.4))
     # A share is between nothing and all
-    assert believed_share(honest, gram, skewed, np.array([5.0, -1.0])) == 1.0
-    assert believed_share(gram, -honest, skewed, np.array([5.0, -1.0])) == 0.0
+    assert signal_share(denoised, gram, skewed, np.array([5.0, -1.0])) == 1.0
+    assert signal_share(gram, -denoised, skewed, np.array([5.0, -1.0])) == 0.0
 
 
 class TwoCosts(Problem):
