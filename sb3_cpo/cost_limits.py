@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-MAX_COSTS = 10
+from sb3_cpo.dual import MAX_CONSTRAINTS
 
 Limit: TypeAlias = float | Callable[[float], float]
 CostLimit: TypeAlias = Limit | Sequence[Limit] | Mapping[str, Limit]
@@ -97,8 +97,8 @@ def parse_cost_limit(cost_limit: CostLimit) -> CostLimits:
         parsed = CostLimits(None, (), (_as_limit(cost_limit, ""),))
     if isinstance(cost_limit, Mapping) and not cost_limit:
         raise ValueError("cost_limit={} names no cost: write {key of info: limit}, or [] for a problem without constraints")
-    if parsed.n_costs > MAX_COSTS:
-        raise ValueError(f"cost_limit has {parsed.n_costs} entries; at most {MAX_COSTS} constraints are supported")
+    if parsed.n_costs > MAX_CONSTRAINTS:
+        raise ValueError(f"cost_limit has {parsed.n_costs} entries; at most {MAX_CONSTRAINTS} constraints are supported")
     if not parsed.is_limited and parsed.n_costs > 0:
         raise ValueError(f"cost_limit is {cost_limit}: a limit must be a finite number")
     parsed.at(1.0)

@@ -30,6 +30,7 @@ from sb3_cpo.env_facts import (
     shown_last,
 )
 from sb3_cpo.env_watch import EnvWatch
+from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
 from sb3_cpo.mistakes import explain_step, warn_of_negative_limits, warn_of_running_totals
 from sb3_cpo.saved_model import SavedModel
@@ -52,6 +53,10 @@ class CostRollouts(SavedModel):
     """Of the environments in this call of ``learn``; None: not known"""
     _knows_lives: bool
     """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
+
+    def _excluded_save_params(self) -> list[str]:
+        own = ["_rollout_callback", "_steps", "_is_stopped_elsewhere", "_left", "_time_limit", "_checkpoints"]
+        return [*super()._excluded_save_params(), *own]
 
     def _forget_episodes(self) -> None:
         """The environments are reset, perhaps they are others."""
@@ -248,8 +253,7 @@ class CostRollouts(SavedModel):
         The rollout is full: estimate J, the values of the costs and their advantages. The buffer calls this before it computes
         the reward advantages, so that callbacks see everything in ``on_rollout_end``.
         """
-        buffer, ledger, env = self.rollout_buffer, self.ledger, self.env
-        assert env is not None
+        buffer, ledger = self.rollout_buffer, self.ledger
         buffer.on_full = None
         if not all(distributed.gather(True)):
             self._is_stopped_elsewhere = True
@@ -259,16 +263,37 @@ class CostRollouts(SavedModel):
         if self.cost_gamma < 1:
             buffer.cost_discounts = self.cost_gamma ** ledger.steps_in_episode(buffer.episode_ends)[:, :, None]
         self._add_costs(buffer.buffer_size)
+        before = ledger.estimate
+        is_known = self._estimate_cost().n_episodes > 0
+        self._warn_of_rollout(before)
+        ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
+        if self.cost_shaping is not None and buffer.cost_bonus is not None:
+            # After this batch's bonus: the bonus comes from earlier batches
+            self._record(log_keys.of_shaping(self.cost_shaping.fit_to(buffer), buffer.cost_bonus))
+        self._set_rewards()
+
+    def _estimate_cost(self) -> CostEstimate:
+        """J, and the values and advantages of the costs."""
+        buffer, env = self.rollout_buffer, self.env
+        assert env is not None
         cut_values = None
         if self.has_cost_critic and self.n_costs > 0:
             last_values = critics.value_costs(self.policy, buffer, self._last_obs, self.device)
             # Values with another discount than J's say nothing about what is still to come of J
             cut_values = distributed.concatenate(last_values) if buffer.cost_gamma == self.cost_gamma else None
-        before = ledger.estimate
         # Asked only where it is needed: environments may be other processes
         has_ended = any(distributed.gather(bool(buffer.is_counted.any())))
         length = None if has_ended else max_episode_steps(env)
-        estimate = ledger.close_rollout(cut_values, length, self.cost_estimator)
+        return self.ledger.close_rollout(cut_values, length, self.cost_estimator)
+
+    def _warn_of_rollout(self, before: CostEstimate | None) -> None:
+        """
+        Of what makes J unreliable, or another number than the user thinks.
+
+        :param before: J of the rollout before; None: this is the first
+        """
+        buffer, estimate = self.rollout_buffer, self.ledger.estimate
+        assert estimate is not None
         is_known = estimate.n_episodes > 0
         if not is_known and self.n_costs > 0 and (before is None or before.n_episodes > 0):
             warnings.warn(
@@ -276,25 +301,27 @@ class CostRollouts(SavedModel):
                 "what it has cost so far. Raise n_steps, or give the environment a time limit (sb3_cpo.check_cost_env(env) "
                 "shows how long its episodes are)"
             )
-        if is_known and before is None and estimate.n_episodes < FEW_EPISODES and self.cost_limits.is_limited:
+        if not is_known or before is not None:
+            return
+        if estimate.n_episodes < FEW_EPISODES and self.cost_limits.is_limited:
             warnings.warn(
                 f"only {estimate.n_episodes} episodes ended in the first rollout of {buffer.buffer_size * buffer.n_envs} "
                 "steps: the mean cost of so few says little, and how it changes with the policy less. Raise n_steps "
                 f"(now {self.n_steps})"
             )
-        if is_known and before is None:
-            warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits)
-            warn_of_running_totals(buffer.costs, buffer.episode_ends, self.cost_limits)
-        ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
-        if self.cost_shaping is not None and buffer.cost_bonus is not None:
-            # After this batch's bonus: the bonus comes from earlier batches
-            self._record(log_keys.of_shaping(self.cost_shaping.fit_to(buffer), buffer.cost_bonus))
+        warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits)
+        warn_of_running_totals(buffer.costs, buffer.episode_ends, self.cost_limits)
+
+    def _set_rewards(self) -> None:
+        """The rewards that are maximised: without what SB3 adds at time limits if that is not wanted, less penalised costs."""
+        buffer = self.rollout_buffer
         for pos, index, reward in buffer.rewards_at_limits:
             buffer.rewards[pos, index] = reward
         buffer.rewards[:] = self._combine_rewards(buffer.rewards, buffer.constrained_costs)
         for step, index in np.argwhere(~(np.abs(buffer.rewards) <= LARGEST_COST))[:1].tolist():
+            assert self.env is not None
             played = self.num_timesteps - (buffer.buffer_size - 1 - step) * buffer.n_envs * distributed.world_size()
-            check_finite("reward less the penalised costs", buffer.rewards[step, index], env, played, index, LARGEST_COST)
+            check_finite("reward less the penalised costs", buffer.rewards[step, index], self.env, played, index, LARGEST_COST)
 
     def _combine_rewards(self, rewards: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from sb3_cpo.cost_limits import MAX_COSTS
+from sb3_cpo.dual import MAX_CONSTRAINTS
 
 # Networks compute in float32, whose largest number is 3e38, and square sums of costs
 LARGEST_COST = 1e15
@@ -147,7 +147,7 @@ def _advice(key: str, array: np.ndarray) -> str:
     """What to write where a cost is an array and is not limited as one, or the other way round."""
     if array.ndim == 0:
         return ". It is one number, and so is its limit: cost_limit=5.0 for instance"
-    if array.ndim != 1 or not 1 < array.size <= MAX_COSTS:
+    if array.ndim != 1 or not 1 < array.size <= MAX_CONSTRAINTS:
         return ""
     limits = f"cost_limit=[{', '.join(['limit'] * array.size)}]"
     return f". A limit for each entry: {limits}" if key == "cost" else f". Put it into info['cost'], and write {limits}"

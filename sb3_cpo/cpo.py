@@ -328,10 +328,9 @@ class CPO(TrustRegionAlgorithm):
         recent = [*self._recent, cost_batch(rollout.samples, rollout.cost.mean_length)][-self._most_cost_rollouts :]
         return newest_with(COST_EPISODES, recent) if self._fixed_n_cost_rollouts is None else recent
 
-    def _fit_critics(self, rollout: Rollout, recent: Any = ()) -> Row:
-        if len(self._recent) > 1:
-            recent = [CriticBatch(batch.observations, batch.returns) for batch in self._recent]
-        return super()._fit_critics(rollout, recent)
+    def _critic_batches(self) -> list[CriticBatch]:
+        batches = self._recent if len(self._recent) > 1 else []
+        return [CriticBatch(batch.observations, batch.returns) for batch in batches]
 
     def _describe(self, rollout: Rollout, step: TrustRegionStep, violation: np.ndarray) -> Row:
         row = log_keys.of_step(step) | log_keys.of_constraints(step, violation) | self._watchdog.row

@@ -1,4 +1,4 @@
-"""The mean cost of an episode under the current policy, from the episodes that ended in one rollout. Numpy only."""
+"""The mean cost of an episode under the current policy, from the episodes that ended in one rollout."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -16,8 +16,8 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from safe_envs import GymnasiumVecEnv
 from safe_envs.monitor_rows import write_row
 from sb3_cpo.checkpoints import environments
-from sb3_cpo.cost_limits import MAX_COSTS
 from sb3_cpo.cost_signal import as_array
+from sb3_cpo.dual import MAX_CONSTRAINTS
 from sb3_cpo.growing_results import GrowingResultsWriter
 from sb3_cpo.mistakes import WrongReset, explain_reset, explain_step
 
@@ -168,7 +168,7 @@ def is_cost(key: Any, value: Any) -> bool:
     if isinstance(value, float):
         return True
     array = _as_numbers(value)
-    return array is not None and (0 < array.size <= MAX_COSTS if key == "cost" else array.ndim == 0)
+    return array is not None and (0 < array.size <= MAX_CONSTRAINTS if key == "cost" else array.ndim == 0)
 
 
 def _cost_order(key: str) -> tuple[str, int]:

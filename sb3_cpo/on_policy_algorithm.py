@@ -58,6 +58,9 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
     """Attributes beside the policy that an update changes, and that are put back if it fails."""
     _log_interval: int = 1
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_shared_statistics"]
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -164,10 +167,11 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
         """Change the policy, and say how. Implemented by individual algorithms."""
         raise NotImplementedError
 
-    def _fit_critics(self, rollout: Rollout, recent: Sequence[critics.CriticBatch] = ()) -> Row:
-        """
-        :param recent: rollouts that the cost critic is fitted to; empty: this one
-        """
+    def _critic_batches(self) -> Sequence[critics.CriticBatch]:
+        """Rollouts that the cost critic is fitted to; empty: this one."""
+        return ()
+
+    def _fit_critics(self, rollout: Rollout) -> Row:
         critics.train_critics_only(self.policy, rollout.actor_params)
         batch_size = self.batch_size // distributed.world_size()
         with one_thread(is_small(self.policy, batch_size)):
@@ -177,7 +181,7 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
                 rollout.actor_params,
                 batch_size,
                 self.n_critic_updates,
-                recent,
+                self._critic_batches(),
                 self._update_seed,
             )
         return log_keys.of_critics(losses, self.rollout_buffer, self.policy)

@@ -24,19 +24,7 @@ class SavedModel(CostModel):
     """A model that can be saved, loaded and resumed. Arguments: see :class:`~sb3_cpo.cost_model.CostModel`."""
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "cost_limits",
-            "_cost_signal",
-            "_rollout_callback",
-            "_steps",
-            "_is_stopped_elsewhere",
-            "_left",
-            "_time_limit",
-            "_shared_statistics",
-            "_resumption",
-            "_checkpoints",
-        ]
+        return [*super()._excluded_save_params(), "cost_limits", "_cost_signal", "_resumption"]
 
     def _training_attributes(self) -> dict[str, Any]:
         """What ``save`` leaves out, and a training checkpoint does not."""
