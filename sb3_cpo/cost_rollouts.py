@@ -26,7 +26,6 @@ from sb3_cpo.env_facts import (
     max_episode_steps,
     monitor_steps,
     name_env,
-    notice_resets,
     shown_last,
 )
 from sb3_cpo.env_watch import EnvWatch
@@ -78,8 +77,6 @@ class CostRollouts(SavedModel):
         self._is_stopped_elsewhere = False
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
-        watch = EnvWatch(env, lambda: self.num_timesteps)
-        self._steps = watch.steps
         steps_before = self.num_timesteps
 
         def on_reset() -> None:
@@ -92,8 +89,10 @@ class CostRollouts(SavedModel):
             else:
                 rollout_buffer.was_reset_outside = True
 
+        watch = EnvWatch(env, lambda: self.num_timesteps, on_reset)
+        self._steps = watch.steps
         try:
-            with notice_resets(env, on_reset), watch, leave_cores_to(env):
+            with watch, leave_cores_to(env):
                 if self._is_played_by_others(env):
                     self.ledger.restart_episodes(env.num_envs)
                 self.ledger.start_rollout(monitor_steps(env))

@@ -105,20 +105,6 @@ def replaced(env: VecEnv, name: str, method: Callable[..., Any]) -> Iterator[Non
             setattr(env, name, own)
 
 
-@contextmanager
-def notice_resets(env: VecEnv, on_reset: Callable[[], None]) -> Iterator[None]:
-    """Within a rollout, only others reset the environments, an evaluation for instance: call this then."""
-    inner = innermost(env)
-    reset = inner.reset
-
-    def noticed_reset(*args: Any, **kwargs: Any) -> Any:
-        on_reset()
-        return reset(*args, **kwargs)
-
-    with replaced(inner, "reset", noticed_reset):
-        yield
-
-
 def keeps_steps(env: VecEnv) -> bool:
     """Whether wrappers make one step of the environments of each of theirs: those of SB3 do, a user's may make several."""
     inner = innermost(env)

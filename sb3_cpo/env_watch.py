@@ -34,10 +34,12 @@ class EnvWatch:
 
     :param env: wrapped or not
     :param num_timesteps: steps played so far, for messages
+    :param on_reset: called before every reset: within a rollout, only others reset the environments, an evaluation perhaps
     """
 
-    def __init__(self, env: VecEnv, num_timesteps: Callable[[], int]):
+    def __init__(self, env: VecEnv, num_timesteps: Callable[[], int], on_reset: Callable[[], None] = lambda: None):
         self.env, self._inner = env, innermost(env)
+        self._on_reset = on_reset
         self._largest = LARGEST_COST if self._inner is env else LARGEST_WRAPPED
         self._num_timesteps = num_timesteps
         self.is_step_lost = False
@@ -71,8 +73,9 @@ class EnvWatch:
                 remote.forget_answers()
             inner.waiting = False
 
-    def _watched_reset(self) -> Any:
-        obs = self._reset()
+    def _watched_reset(self, *args: Any, **kwargs: Any) -> Any:
+        self._on_reset()
+        obs = self._reset(*args, **kwargs)
         check_finite("observation", obs, self.env, self._num_timesteps())
         return obs
 

@@ -3,6 +3,7 @@
 import sys
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium import spaces
 from toy_envs import RiskyEnv, ScriptedEnv, vec_env
@@ -10,7 +11,7 @@ from toy_envs import RiskyEnv, ScriptedEnv, vec_env
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, TRPO, make_vec_env
 from sb3_cpo.defaults import default_batch_size, default_env, default_n_steps, fill_in
-from sb3_cpo.env_facts import notice_resets
+from sb3_cpo.env_watch import EnvWatch
 
 
 @pytest.mark.parametrize(
@@ -160,14 +161,14 @@ def test_what_batch_vec_env_refuses_is_made_once_to_learn_that(monkeypatch):
 
 def test_resets_by_others_are_noticed_and_the_environment_is_left_as_it_was():
     env, resets = vec_env(lambda rank: RiskyEnv()), []
-    with notice_resets(env, lambda: resets.append(1)):
+    with EnvWatch(env, lambda: 0, lambda: resets.append(1)):
         assert not resets
         env.reset()
     assert resets == [1]
     assert "reset" not in vars(env)
-    env.reset = own = lambda: "mine"
-    with notice_resets(env, lambda: resets.append(2)):
-        assert env.reset() == "mine"
+    env.reset = own = lambda: np.full((1, 1), 7.0)
+    with EnvWatch(env, lambda: 0, lambda: resets.append(2)):
+        assert env.reset() == 7.0
     assert env.reset is own
 
 

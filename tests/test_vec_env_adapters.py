@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FPO, PDO, TRPO, env_facts, make_vec_env
 from sb3_cpo.cost_signal import MissingCost, read_costs
+from sb3_cpo.env_watch import EnvWatch
 
 N_ENVS, LENGTH = 3, 5
 # By rank: the cost of each step, and of an episode
@@ -294,14 +295,14 @@ def test_time_limits_without_a_last_observation_are_ends_as_in_sb3():
 def test_resets_by_others_are_noticed_behind_wrappers():
     for env in (Adapter(), VecNormalize(Adapter()), Passing(Adapter())):
         resets = []
-        with env_facts.notice_resets(env, lambda resets=resets: resets.append(1)):
+        with EnvWatch(env, lambda: 0, lambda resets=resets: resets.append(1)):
             assert not resets
             env.reset()
             assert resets == [1]
         env.reset()
         assert resets == [1]
     env, resets = Passing(Adapter()), []
-    with env_facts.notice_resets(env, lambda: resets.append(1)):
+    with EnvWatch(env, lambda: 0, lambda: resets.append(1)):
         env.reset(seed=3)
     assert resets == [1]
 
