@@ -66,7 +66,7 @@ class CostModel(OnPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
         batch_size: int | None = None,
-        gamma: float = 0.99,
+        gamma: float | None = None,
         n_critic_updates: int = 10,
         gae_lambda: float = 0.95,
         bootstrap_time_limits: bool = True,
@@ -88,7 +88,7 @@ class CostModel(OnPolicyAlgorithm):
             default_env(env, kwargs.get("verbose", 0)),
             learning_rate=learning_rate,
             n_steps=n_steps,  # type: ignore[arg-type]
-            gamma=gamma,
+            gamma=gamma,  # type: ignore[arg-type]
             gae_lambda=gae_lambda,
             ent_coef=0.0,
             vf_coef=0.0,  # the critics are optimised separately
@@ -117,7 +117,6 @@ class CostModel(OnPolicyAlgorithm):
     # ---------------------------------------------------------------- construction
 
     def _setup_model(self) -> None:
-        n_steps_limit = None if self.env is None or self.n_steps is not None else max_episode_steps(self.env)
         # First: a file of another algorithm has other arguments, too
         check_classes(type(self).__name__, self.policy_class, self.rollout_buffer_class, self.has_cost_critic)
         check_whole_numbers(vars(self))
@@ -125,7 +124,10 @@ class CostModel(OnPolicyAlgorithm):
         if self.policy_class is MultiInputPolicy and "features_extractor_class" not in self.policy_kwargs:
             policy_mistakes.check_dictionaries(self.observation_space)
         n_copies = None if self.env is None else self.env.num_envs * distributed.world_size()
-        fill_in(vars(self), n_copies, n_steps_limit, self.action_space)
+        # Asked only where it is needed: environments may be other processes
+        is_asked = None in (self.n_steps, self.gamma)
+        time_limit = max_episode_steps(self.env) if self.env is not None and is_asked else None
+        fill_in(vars(self), n_copies, time_limit, self.action_space)
         # A model that is loaded to act has other environments than in training: no word about minibatches then
         check_arguments(vars(self), n_copies if self.num_timesteps == 0 else None)
         # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call

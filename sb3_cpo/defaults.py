@@ -21,6 +21,8 @@ MIN_EPISODES, MIN_LONG_EPISODES = 20, 10
 MIN_ROLLOUT, MIN_STEPS, LONG_ROLLOUT = 2_000, 200, 10_000
 # Steps of each copy where no time limit is known; as SB3
 UNKNOWN_EPISODE = 2_048
+# A longer time limit is there against episodes without end, and does not say how long they are
+LONGEST_EPISODE = 10_000
 # Steps that all copies together play in one episode each, and how many copies that may be
 COPIES_ROLLOUT, MIN_COPIES, MAX_COPIES = 20_000, 20, 100
 # Minibatches in an epoch of the critics
@@ -30,7 +32,7 @@ FISHER_STATES = 5_000
 # Bound on the KL divergence and damping of its curvature, per action dimension: what 0.01 and 0.1 are in packages that
 # average the divergence over dimensions
 KL_PER_DIMENSION, DAMPING_PER_DIMENSION = 0.01, 0.1
-# An action is held responsible for the costs of so many steps
+# An action is held responsible for the rewards and costs of so many steps
 RESPONSIBLE_STEPS = 100
 # Episodes that the cost gradients are estimated on, and the rollouts that may be needed for them
 COST_EPISODES, COST_ROLLOUTS = 200, 5
@@ -65,17 +67,30 @@ def default_env(env: GymEnv | str, verbose: int = 0) -> GymEnv | str:
 
 def default_n_steps(n_envs: int, max_episode_steps: int | None) -> int:
     """
-    Whole episodes: where the time limit is known at least 20, or 10 that have 10,000 steps.
+    Whole episodes: where the time limit is known at least 20, or 10 that have 10,000 steps. One above 10,000 steps counts as
+    unknown.
 
     :param n_envs: number of copies
     :param max_episode_steps: time limit; None: not known
     """
-    if max_episode_steps is None:
+    if max_episode_steps is None or max_episode_steps > LONGEST_EPISODE:
         return max(UNKNOWN_EPISODE, math.ceil(MIN_ROLLOUT / n_envs))
     long_rollout = max(MIN_LONG_EPISODES * max_episode_steps, LONG_ROLLOUT)
     rollout = max(min(MIN_EPISODES * max_episode_steps, long_rollout), MIN_ROLLOUT)
     n_steps = max(rollout / n_envs, MIN_STEPS)
     return max_episode_steps * math.ceil(n_steps / max_episode_steps)
+
+
+def default_gamma(max_episode_steps: int | None) -> float:
+    """
+    The discount of the reward that looks 100 steps ahead, as SB3's; or an episode, where that is shorter. Where a time limit
+    cuts an episode, the critic's value stands for what would have come: of many steps beyond the end, it would decide what an
+    action is credited with, and costs end with the episode.
+
+    :param max_episode_steps: time limit; None: not known
+    """
+    n_steps = RESPONSIBLE_STEPS if max_episode_steps is None else min(max_episode_steps, RESPONSIBLE_STEPS)
+    return 1 - 1 / n_steps
 
 
 def default_batch_size(rollout_size: int) -> int:
@@ -118,6 +133,8 @@ def fill_in(arguments: dict[str, Any], n_envs: int | None, max_episode_steps: in
     :param arguments: of an algorithm, by name; changed in place
     :param n_envs: number of copies, of all processes; None: there is no environment
     """
+    if "gamma" in arguments and arguments["gamma"] is None:
+        arguments["gamma"] = default_gamma(max_episode_steps)
     if arguments.get("n_steps") is None and n_envs is not None:
         arguments["n_steps"] = default_n_steps(n_envs, max_episode_steps)
     if n_envs is not None and arguments.get("n_steps") is not None:

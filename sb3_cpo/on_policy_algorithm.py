@@ -173,7 +173,8 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
 
     def _fit_critics(self, rollout: Rollout) -> Row:
         critics.train_critics_only(self.policy, rollout.actor_params)
-        batch_size = self.batch_size // distributed.world_size()
+        # Torch takes none of numpy's whole numbers
+        batch_size = int(self.batch_size) // distributed.world_size()
         with one_thread(is_small(self.policy, batch_size)):
             losses = critics.fit_critics(
                 self.policy,

@@ -39,7 +39,7 @@ class TRPO(TrustRegionAlgorithm):
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel).
         None: whole episodes, where the time limit is known at least 20, or 10 that have 10,000 steps
     :param batch_size: Minibatch size for the critics. None: about a fortieth of the rollout, which it divides
-    :param gamma: Discount factor of the reward
+    :param gamma: Discount factor of the reward. None: 0.99; 1 - 1/T where the time limit T is below 100 steps
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
         for computing the Hessian vector product
     :param cg_damping: damping in the Hessian vector product computation. None: 0.1 per action dimension, like ``target_kl``
@@ -91,7 +91,7 @@ class TRPO(TrustRegionAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
         batch_size: int | None = None,
-        gamma: float = 0.99,
+        gamma: float | None = None,
         cg_max_steps: int = 10,
         cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,

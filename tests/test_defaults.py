@@ -9,7 +9,7 @@ from gymnasium import spaces
 from toy_envs import RiskyEnv, ScriptedEnv, vec_env
 
 from safe_envs import BatchVecEnv
-from sb3_cpo import CPO, TRPO, make_vec_env
+from sb3_cpo import CPO, FPO, PDO, TRPO, make_vec_env
 from sb3_cpo.defaults import default_batch_size, default_env, default_n_steps, fill_in
 from sb3_cpo.env_watch import EnvWatch
 
@@ -30,13 +30,28 @@ from sb3_cpo.env_watch import EnvWatch
         (1, 100, 2000),
         (1, None, 2048),
         (8, None, 2048),
+        (1, 10_000, 100_000),
+        (1, 108_000, 2048),  # Atari's
     ],
 )
 def test_rollouts_hold_whole_episodes(n_envs, max_episode_steps, n_steps):
     assert default_n_steps(n_envs, max_episode_steps) == n_steps
-    if max_episode_steps is not None:
+    if max_episode_steps is not None and max_episode_steps <= 10_000:
         assert n_steps % max_episode_steps == 0
         assert n_steps * n_envs >= min(20 * max_episode_steps, max(10 * max_episode_steps, 10_000))
+
+
+@pytest.mark.parametrize(("length", "gamma"), [(1, 0.0), (50, 0.98), (99, 98 / 99), (100, 0.99), (1000, 0.99), (None, 0.99)])
+@pytest.mark.parametrize("algorithm", [CPO, PDO, FPO, TRPO])
+def test_the_discount_of_the_reward_looks_no_farther_than_a_short_episode(algorithm, length, gamma):
+    def make(rank):
+        env = RiskyEnv()
+        return env if length is None else gym.wrappers.TimeLimit(env, length)
+
+    model = algorithm("MlpPolicy", vec_env(make, 1), cost_limit=1.0, n_steps=8, batch_size=8, device="cpu")
+    assert model.gamma == pytest.approx(gamma)
+    model = algorithm("MlpPolicy", vec_env(make, 1), cost_limit=1.0, n_steps=8, batch_size=8, device="cpu", gamma=0.95)
+    assert model.learn(8).rollout_buffer.gamma == 0.95
 
 
 @pytest.mark.parametrize(("rollout_size", "batch_size"), [(20_000, 500), (4000, 100), (26_000, 650), (130, 65), (7, 7)])
