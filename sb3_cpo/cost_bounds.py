@@ -12,14 +12,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
+from sb3_cpo.cost_limits import TOLERANCE, exceeds
+
 Verdict = Literal["satisfied", "not satisfied", "inconclusive"]
 
 # A bet never stakes more than this share of the capital
 LARGEST_BET = 0.9
 # Episodes beyond which we do not look for a decision
 MAX_EPISODES = 100_000
-# Sums of costs in floating point: 50 times 0.1 is not more than 5
-TOLERANCE = 1e-9
 
 
 class Interval(NamedTuple):
@@ -106,11 +106,6 @@ def conditional_value_at_risk(costs: np.ndarray, level: float = 0.95) -> float:
     # Rounding must not turn 5 of 100 into 5 and a bit
     weights = np.clip(round(n_tail, 9) - np.arange(len(costs)), 0.0, 1.0)
     return float(np.average(np.sort(costs)[::-1], weights=weights))
-
-
-def exceeds(cost: np.ndarray | float, limit: float) -> np.ndarray:
-    """Whether costs are over the limit, by more than the rounding of their sums."""
-    return np.asarray(cost) > limit + TOLERANCE * max(1.0, abs(limit))
 
 
 def judge(interval: Interval, limit: float) -> Verdict:

@@ -11,7 +11,7 @@ import rl_zoo3.utils
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_cpo.cost_limits import parse_cost_limit
+from sb3_cpo.cost_limits import exceeds, parse_cost_limit
 from sb3_cpo.env_facts import registered_cost_limit
 from sb3_cpo.evaluation import EpisodeCostRecorder
 from sb3_cpo.zoo import runs
@@ -82,7 +82,7 @@ class CostPrinter(VecEnvWrapper):
             print(f"Mean cost: {self._describe(costs.mean(axis=0))} +/- {self._describe(costs.std(axis=0))}")
         if len(costs) and self.limits is not None and self.limits.is_limited:
             limit = self.limits.at(0.0)
-            verdict = "within" if (costs.mean(axis=0) <= limit).all() else "OVER"
+            verdict = "OVER" if exceeds(costs.mean(axis=0), limit).any() else "within"
             print(f"Cost limit: {self._describe(limit)}, the mean is {verdict}")
         super().close()
 
