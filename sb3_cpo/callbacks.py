@@ -18,7 +18,7 @@ from sb3_cpo.mistakes import check_env
 from sb3_cpo.monitor import as_vec_env
 
 # Of the arguments of `np.savez`, and of arrays of evaluations.npz that SB3 writes or may write later
-RESERVED_NAMES = ("file", "allow_pickle", "timesteps", "results", "ep_lengths", "successes", "costs", "cost_limits")
+NAMES_OF_SB3 = ("file", "allow_pickle", "timesteps", "results", "ep_lengths", "successes")
 
 
 class CostEvalCallback(EvalCallback):
@@ -30,9 +30,10 @@ class CostEvalCallback(EvalCallback):
     again by the limit of today. ``best_mean_reward`` is the mean reward of the best feasible model (minus infinity before
     there is one): SB3's ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` mean feasible models.
 
-    ``evaluations.npz`` also holds ``costs`` (n_evaluations, n_episodes, n_costs) and ``cost_limits`` (n_evaluations,
-    n_costs), and for constraints with names, each under its name (n_evaluations, n_episodes); a constraint whose name is that
-    of another array, "results" for instance, under ``cost_of_results``.
+    ``evaluations.npz`` also holds ``costs`` (n_evaluations, n_episodes, n_costs), ``cost_limits`` (n_evaluations, n_costs) and
+    ``cost_names`` (n_costs,), empty for a single constraint without name; and each constraint that is a key of ``info`` under
+    its name (n_evaluations, n_episodes), where that is the name of another array, "results" for instance, under
+    ``cost_of_results``.
 
     The arguments are those of ``EvalCallback`` and:
 
@@ -180,10 +181,11 @@ class CostEvalCallback(EvalCallback):
         costs = np.array(self.evaluations_costs)
         with np.load(f"{self.log_path}.npz") as saved:
             arrays = dict(saved)
-        arrays.update(costs=costs, cost_limits=np.array(self.evaluations_cost_limits))
+        names = np.array(self.cost_limits.names, dtype=np.str_)
+        arrays.update(costs=costs, cost_limits=np.array(self.evaluations_cost_limits), cost_names=names)
         for index, name in enumerate(self.cost_limits.keys or ()):
             # Names that the file, or numpy's function, has for something else
-            while name in RESERVED_NAMES or name in arrays:
+            while name in NAMES_OF_SB3 or name in arrays:
                 name = f"cost_of_{name}"
             arrays[name] = costs[:, :, index]
         content = io.BytesIO()

@@ -175,6 +175,7 @@ def test_evaluations_file_holds_costs_and_limits(tmp_path):
         np.testing.assert_array_equal(file["costs"], [[[2, 30]], [[4, 50]]])
         np.testing.assert_array_equal(file["cost_limits"], [[3, 40], [3, 40]])
         np.testing.assert_array_equal(file["cost_b"], [[30], [50]])
+        assert file["cost_names"].tolist() == ["cost_a", "cost_b"]
 
 
 def test_two_constraints_must_both_be_kept():
