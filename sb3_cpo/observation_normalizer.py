@@ -10,6 +10,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from sb3_cpo import distributed
+from sb3_cpo.buffers import parts_of
 
 # As VecNormalize
 CLIP, EPSILON = 10.0, 1e-8
@@ -79,7 +80,7 @@ class ObservationNormalizer(nn.Module):
         super().__init__()
         self._keys = normalized_keys(space)
         self.register_buffer("is_frozen", th.zeros((), dtype=th.bool))
-        self.moments = nn.ModuleList(RunningMoments(_part(space, key).shape) for key in self._keys)  # type: ignore[arg-type]
+        self.moments = nn.ModuleList(RunningMoments(parts_of(space)[key].shape) for key in self._keys)
 
     def forward(self, obs: Any) -> Any:
         """
@@ -108,8 +109,9 @@ class ObservationNormalizer(nn.Module):
         """
         if self.is_frozen:
             return
+        parts = parts_of(obs)
         for key, moments in zip(self._keys, self.moments, strict=True):
-            moments.update(obs if key is None else obs[key])  # type: ignore[operator]
+            moments.update(parts[key])  # type: ignore[operator]
 
 
 @th.no_grad()
@@ -135,10 +137,5 @@ def keep_outputs(layers: Iterable[nn.Linear], before: tuple[th.Tensor, th.Tensor
 
 def normalized_keys(space: spaces.Space) -> list[str | None]:
     """Keys of a ``Dict`` space whose parts are vectors of numbers; [None] for such a space itself; else empty."""
-    keys: list[str | None] = list(space.spaces) if isinstance(space, spaces.Dict) else [None]
-    parts = {key: _part(space, key) for key in keys}
-    return [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
-
-
-def _part(space: spaces.Space, key: str | None) -> spaces.Space:
-    return space if key is None else space[key]  # type: ignore[index]
+    parts = parts_of(space).items()
+    return [key for key, part in parts if isinstance(part, spaces.Box) and not is_image_space(part)]
