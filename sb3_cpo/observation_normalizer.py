@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
 from sb3_cpo import distributed
@@ -45,19 +46,14 @@ class RunningMoments(nn.Module):
 
         :param obs: (n, *shape)
         """
-        obs = obs.astype(np.float64)
-        count = float(self.count)
-        mean, variance = self.mean.cpu().numpy().astype(np.float64), self.variance.cpu().numpy().astype(np.float64)
-        batch_mean, batch_variance, n = distributed.moments(th.as_tensor(obs))
-        new_mean, new_variance = batch_mean.numpy(), batch_variance.numpy()
-        total = count + n
-        delta = new_mean - mean
-        # Before the first update, the variance of 1 stands for nothing that was seen
-        squares = variance * count + new_variance * n + (delta**2 * count * n / total if count else 0.0)
-        merged = new_mean if count == 0 else mean + delta * n / total
-        self.mean.copy_(th.as_tensor(merged))
-        self.variance.copy_(th.as_tensor(squares / total))
-        self.count.fill_(total)
+        mean, variance, n = distributed.moments(th.as_tensor(obs.astype(np.float64)))
+        # Before the first update, with a count of 0, the variance of 1 stands for nothing that was seen
+        moments = RunningMeanStd(epsilon=float(self.count))
+        moments.mean, moments.var = (own.cpu().numpy().astype(np.float64) for own in (self.mean, self.variance))
+        moments.update_from_moments(mean.numpy(), variance.numpy(), n)
+        self.mean.copy_(th.as_tensor(moments.mean))
+        self.variance.copy_(th.as_tensor(moments.var))
+        self.count.fill_(moments.count)
 
 
 class ObservationNormalizer(nn.Module):
