@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from sb3_cpo.cost_limits import TOLERANCE, exceeds
 
@@ -81,17 +81,11 @@ def _upper_bound_by_betting(shares: np.ndarray, alpha: float) -> float:
     variances = np.concatenate([[0.25], variances[:-1]])
     bets = np.minimum(np.sqrt(2 * math.log(1 / alpha) / (len(shares) * variances)), LARGEST_BET)
 
-    def is_refuted(mean: float) -> bool:
-        return bool(np.cumsum(np.log1p(-bets * (shares - mean))).max() >= math.log(1 / alpha))
+    def log_capital(mean: float) -> float:
+        """The largest so far, over what refutes the mean; it grows with the mean, from below 0."""
+        return float(np.cumsum(np.log1p(-bets * (shares - mean))).max()) - math.log(1 / alpha)
 
-    if not is_refuted(1.0):
-        return 1.0
-    # The capital grows with the mean
-    low, high = 0.0, 1.0
-    while high - low > 1e-7:
-        middle = (low + high) / 2
-        low, high = (low, middle) if is_refuted(middle) else (middle, high)
-    return high
+    return 1.0 if log_capital(1.0) < 0 else float(optimize.brentq(log_capital, 0.0, 1.0, xtol=1e-9))
 
 
 def exceedance_bound(n_exceeding: int, n_episodes: int, alpha: float) -> float:
