@@ -127,7 +127,7 @@ class FailurePredictor:
         tensors, parts = parts_of(obs_as_tensor(obs, self._device)), parts_of(self._observation_space)
         return th.cat([preprocess_obs(tensors[key], space).flatten(1) for key, space in parts.items()], dim=1)  # type: ignore[union-attr]
 
-    def shape(self, buffer: CostRolloutBuffer, n_steps: int) -> np.ndarray:
+    def add_bonus(self, buffer: CostRolloutBuffer, n_steps: int) -> np.ndarray:
         """
         Add the bonus to the costs of the buffer's first steps.
 
