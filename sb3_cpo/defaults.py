@@ -107,8 +107,11 @@ def default_n_cost_rollouts(observation_space: spaces.Space) -> int | None:
 
 
 def n_action_dimensions(action_space: spaces.Space) -> int:
-    """Independent parts of an action's distribution."""
-    return int(np.prod(action_space.shape)) if isinstance(action_space, spaces.Box) else 1
+    """
+    Independent parts of an action over whose divergences other packages average. Those of a ``MultiDiscrete``, for which
+    torch has no distribution, SB3 adds up as we do.
+    """
+    return int(np.prod(action_space.shape)) if isinstance(action_space, spaces.Box | spaces.MultiBinary) else 1
 
 
 def fill_in(arguments: dict[str, Any], n_envs: int | None, max_episode_steps: int | None, action_space: spaces.Space) -> None:
