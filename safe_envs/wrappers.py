@@ -19,7 +19,7 @@ class MissingKey(KeyError):
         return str(self.args[0])
 
 
-def read_costs(cost: Any) -> dict[str, Any]:
+def check_costs(cost: Any) -> dict[str, Any]:
     """
     Check the cost of a step.
 
@@ -116,7 +116,7 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.total_key = total_key
         self.cost_limit = cost_limit
         self._arguments = None if cost_fn is None else match_arguments(cost_fn)
-        self._terminal_costs = {} if terminal_cost == 0.0 else read_costs(terminal_cost)
+        self._terminal_costs = {} if terminal_cost == 0.0 else check_costs(terminal_cost)
         self._is_terminal_cost_named = isinstance(terminal_cost, Mapping)
         if cost_fn is None and total_key is None and not self._terminal_costs and cost_limit is None:
             raise ValueError("CostWrapper has nothing to do: give cost_fn, total_key, terminal_cost or cost_limit")
@@ -164,7 +164,7 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 raise TypeError(
                     f"cost_fn {self.cost_fn!r} returned None: the cost 'cost' must be a number, 0.0 if there is none"
                 )
-            return read_costs(cost)
+            return check_costs(cost)
         if self.total_key is None:
             return {}
         if self.total_key not in info:
@@ -174,7 +174,7 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
         total = copy.copy(info[self.total_key])
         cost = np.subtract(total, self._total, dtype=np.float64)
         self._total = total
-        return read_costs(cost)
+        return check_costs(cost)
 
     def _add_terminal_costs(self, costs: dict[str, Any], info: dict[str, Any], terminated: bool) -> None:
         if costs and not self._is_terminal_cost_named and "cost" not in costs:
@@ -183,7 +183,7 @@ class CostWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 "say which one it belongs to, as in terminal_cost={name: number}"
             )
         for key, terminal_cost in self._terminal_costs.items():
-            cost = costs[key] if key in costs else read_costs({key: info.get(key, 0.0)})[key]
+            cost = costs[key] if key in costs else check_costs({key: info.get(key, 0.0)})[key]
             if np.shape(cost) != np.shape(terminal_cost):
                 raise ValueError(
                     f"terminal_cost {terminal_cost} has shape {np.shape(terminal_cost)}, the cost {key!r} {np.shape(cost)}"
@@ -244,7 +244,7 @@ class ExceedanceCost(gym.Wrapper, gym.utils.RecordConstructorArgs):
             )
         if self.key in info:
             raise ValueError(f"the info of {self.env} already holds {self.key!r}: choose another key")
-        cost = read_costs({self.cost_key: info[self.cost_key]})[self.cost_key]
+        cost = check_costs({self.cost_key: info[self.cost_key]})[self.cost_key]
         if np.ndim(cost) != 0:
             raise ValueError(f"ExceedanceCost sums one number, but info[{self.cost_key!r}] is {cost!r}")
         self._sum += cost
@@ -275,4 +275,4 @@ class SixTupleWrapper(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 f"returned {len(values)} values"
             )
         observation, reward, cost, terminated, truncated, info = values
-        return observation, reward, bool(terminated), bool(truncated), {**info, **read_costs(cost)}
+        return observation, reward, bool(terminated), bool(truncated), {**info, **check_costs(cost)}

@@ -1,6 +1,6 @@
 """Rollout buffers that also hold costs, and generalised advantage estimation for any number of signals."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,11 @@ class CostRolloutBufferSamples(NamedTuple):
     def thinned(self, factor: int) -> "CostRolloutBufferSamples":
         """Every ``factor``-th sample."""
         return CostRolloutBufferSamples(*(slice_observations(data, slice(None, None, factor)) for data in self))
+
+
+def parts_of(whole: Any) -> dict[str | None, Any]:
+    """What a ``Dict`` space, or a dictionary of observations, is made of; anything else under the key None."""
+    return dict(whole) if isinstance(whole, Mapping) else {None: whole}
 
 
 def slice_observations(data: Any, index: slice | th.Tensor) -> Any:
@@ -204,8 +209,7 @@ class CostRolloutBuffer(RolloutBuffer):
         the critic of the reward, (n,), and of the costs, (n, n_costs).
         """
         obs = self.flat_observations()
-        parts: Any = obs if isinstance(obs, dict) else {None: obs}
-        tensors = {key: self.to_torch(part, copy=False) for key, part in parts.items()}
+        tensors = {key: self.to_torch(part, copy=False) for key, part in parts_of(obs).items()}
         returns = self.to_torch(self.returns, copy=False).flatten()
         cost_returns = self.to_torch(self.cost_returns.astype(np.float32), copy=False).reshape(len(returns), self.n_costs)
         observations: Any = tensors if isinstance(obs, dict) else tensors[None]

@@ -12,13 +12,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo import log_keys
 from sb3_cpo.checkpoints import files
-from sb3_cpo.cost_limits import CostLimit, CostLimits, parse_cost_limit
+from sb3_cpo.cost_limits import CostLimit, CostLimits, exceeds, parse_cost_limit
 from sb3_cpo.evaluation import EpisodeCostRecorder
 from sb3_cpo.mistakes import check_env
 from sb3_cpo.monitor import as_vec_env
 
 # Of the arguments of `np.savez`, and of arrays of evaluations.npz that SB3 writes or may write later
-RESERVED_NAMES = ("file", "allow_pickle", "timesteps", "results", "ep_lengths", "successes", "costs", "cost_limits")
+NAMES_OF_SB3 = ("file", "allow_pickle", "timesteps", "results", "ep_lengths", "successes")
 
 
 class CostEvalCallback(EvalCallback):
@@ -30,9 +30,10 @@ class CostEvalCallback(EvalCallback):
     again by the limit of today. ``best_mean_reward`` is the mean reward of the best feasible model (minus infinity before
     there is one): SB3's ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` mean feasible models.
 
-    ``evaluations.npz`` also holds ``costs`` (n_evaluations, n_episodes, n_costs) and ``cost_limits`` (n_evaluations,
-    n_costs), and for constraints with names, each under its name (n_evaluations, n_episodes); a constraint whose name is that
-    of another array, "results" for instance, under ``cost_of_results``.
+    ``evaluations.npz`` also holds ``costs`` (n_evaluations, n_episodes, n_costs), ``cost_limits`` (n_evaluations, n_costs) and
+    ``cost_names`` (n_costs,), empty for a single constraint without name; and each constraint that is a key of ``info`` under
+    its name (n_evaluations, n_episodes), where that is the name of another array, "results" for instance, under
+    ``cost_of_results``.
 
     The arguments are those of ``EvalCallback`` and:
 
@@ -112,14 +113,17 @@ class CostEvalCallback(EvalCallback):
         if not len(mean_cost):
             # An environment without costs
             return
-        row = log_keys.of_evaluation(self.last_mean_cost, bool((self.last_violation <= 0).all()))
+        row = log_keys.of_evaluation(self.last_mean_cost, self._is_feasible(mean_cost))
         log_keys.record(self.logger, row, self.cost_limits.names)
+
+    def _is_feasible(self, mean_cost: np.ndarray) -> bool:
+        return not exceeds(mean_cost, self.current_cost_limit(len(mean_cost))).any()
 
     def _rank(self, mean_reward: float, mean_cost: np.ndarray) -> tuple[bool, float]:
         """Of two models, the one with the greater rank is better: feasible ones by reward, others by how far they are off."""
-        limit = self.current_cost_limit(len(mean_cost))
-        if (mean_cost <= limit).all():
+        if self._is_feasible(mean_cost):
             return True, mean_reward
+        limit = self.current_cost_limit(len(mean_cost))
         # Constraints of different units add up as shares of their limits
         scale = np.where(limit == 0, 1.0, abs(limit))
         return False, -float((np.maximum(mean_cost - limit, 0.0) / scale).sum())
@@ -137,7 +141,7 @@ class CostEvalCallback(EvalCallback):
         finally:
             self.best_mean_reward, self.callback = best_mean_reward, callback
         self._save_costs()
-        is_feasible = bool((self.last_violation <= 0).all())
+        is_feasible = self._is_feasible(self.last_mean_cost)
         if self.verbose >= 1 and len(self.last_mean_cost):
             std = self._recorder.episode_costs.std(axis=0)
             text = ", ".join(f"{mean:.2f} +/- {spread:.2f}" for mean, spread in zip(self.last_mean_cost, std, strict=True))
@@ -177,10 +181,11 @@ class CostEvalCallback(EvalCallback):
         costs = np.array(self.evaluations_costs)
         with np.load(f"{self.log_path}.npz") as saved:
             arrays = dict(saved)
-        arrays.update(costs=costs, cost_limits=np.array(self.evaluations_cost_limits))
+        names = np.array(self.cost_limits.names, dtype=np.str_)
+        arrays.update(costs=costs, cost_limits=np.array(self.evaluations_cost_limits), cost_names=names)
         for index, name in enumerate(self.cost_limits.keys or ()):
             # Names that the file, or numpy's function, has for something else
-            while name in RESERVED_NAMES or name in arrays:
+            while name in NAMES_OF_SB3 or name in arrays:
                 name = f"cost_of_{name}"
             arrays[name] = costs[:, :, index]
         content = io.BytesIO()
@@ -213,17 +218,18 @@ class StopTrainingOnViolation(BaseCallback):
                 f"{type(self.model).__name__} has no costs"
             )
 
-    def _count(self, violation: np.ndarray) -> None:
-        is_over = bool((violation > self.max_violation).any())
+    def _count(self, mean_cost: np.ndarray, limit: np.ndarray) -> None:
+        is_over = exceeds(mean_cost, limit + np.asarray(self.max_violation)).any()
         self.n_violations = self.n_violations + 1 if is_over else 0
-        self._last_violation = violation
+        self._last_violation = mean_cost - limit
 
     def _on_rollout_end(self) -> None:
-        self._count(self.model.ep_cost_mean - self.model.current_cost_limit)  # type: ignore[attr-defined]
+        self._count(self.model.ep_cost_mean, self.model.current_cost_limit)  # type: ignore[attr-defined]
 
     def _on_step(self) -> bool:
         if isinstance(self.parent, CostEvalCallback):
-            self._count(self.parent.last_violation)
+            mean_cost = self.parent.last_mean_cost
+            self._count(mean_cost, self.parent.current_cost_limit(len(mean_cost)))
         continue_training = self.n_violations <= self.max_n_violations
         if self.verbose >= 1 and not continue_training:
             print(

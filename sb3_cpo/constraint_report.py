@@ -12,10 +12,10 @@ from sb3_cpo.cost_bounds import (
     conditional_value_at_risk,
     episodes_to_decide,
     exceedance_bound,
-    exceeds,
     judge,
     t_interval,
 )
+from sb3_cpo.cost_limits import exceeds
 from sb3_cpo.seeded_episodes import SeededEpisode
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
+
+from sb3_cpo.cost_limits import TOLERANCE, exceeds
 
 Verdict = Literal["satisfied", "not satisfied", "inconclusive"]
 
@@ -18,8 +20,6 @@ Verdict = Literal["satisfied", "not satisfied", "inconclusive"]
 LARGEST_BET = 0.9
 # Episodes beyond which we do not look for a decision
 MAX_EPISODES = 100_000
-# Sums of costs in floating point: 50 times 0.1 is not more than 5
-TOLERANCE = 1e-9
 
 
 class Interval(NamedTuple):
@@ -81,17 +81,11 @@ def _upper_bound_by_betting(shares: np.ndarray, alpha: float) -> float:
     variances = np.concatenate([[0.25], variances[:-1]])
     bets = np.minimum(np.sqrt(2 * math.log(1 / alpha) / (len(shares) * variances)), LARGEST_BET)
 
-    def is_refuted(mean: float) -> bool:
-        return bool(np.cumsum(np.log1p(-bets * (shares - mean))).max() >= math.log(1 / alpha))
+    def log_capital(mean: float) -> float:
+        """The largest so far, over what refutes the mean; it grows with the mean, from below 0."""
+        return float(np.cumsum(np.log1p(-bets * (shares - mean))).max()) - math.log(1 / alpha)
 
-    if not is_refuted(1.0):
-        return 1.0
-    # The capital grows with the mean
-    low, high = 0.0, 1.0
-    while high - low > 1e-7:
-        middle = (low + high) / 2
-        low, high = (low, middle) if is_refuted(middle) else (middle, high)
-    return high
+    return 1.0 if log_capital(1.0) < 0 else float(optimize.brentq(log_capital, 0.0, 1.0, xtol=1e-9))
 
 
 def exceedance_bound(n_exceeding: int, n_episodes: int, alpha: float) -> float:
@@ -106,11 +100,6 @@ def conditional_value_at_risk(costs: np.ndarray, level: float = 0.95) -> float:
     # Rounding must not turn 5 of 100 into 5 and a bit
     weights = np.clip(round(n_tail, 9) - np.arange(len(costs)), 0.0, 1.0)
     return float(np.average(np.sort(costs)[::-1], weights=weights))
-
-
-def exceeds(cost: np.ndarray | float, limit: float) -> np.ndarray:
-    """Whether costs are over the limit, by more than the rounding of their sums."""
-    return np.asarray(cost) > limit + TOLERANCE * max(1.0, abs(limit))
 
 
 def judge(interval: Interval, limit: float) -> Verdict:

@@ -7,6 +7,9 @@ import numpy as np
 
 from sb3_cpo.dual import MAX_CONSTRAINTS
 
+# Sums of costs in floating point: 30 times 0.1 is not more than 3
+TOLERANCE = 1e-9
+
 Limit: TypeAlias = float | Callable[[float], float]
 CostLimit: TypeAlias = Limit | Sequence[Limit] | Mapping[str, Limit]
 
@@ -136,6 +139,15 @@ def _as_limit(value: Any, place: str) -> Limit:
             f"cost_limit{place} is {value!r}: expected a number, or a function of the remaining progress that returns one"
             + hint
         ) from None
+
+
+def exceeds(costs: np.ndarray | float, limits: np.ndarray | float) -> np.ndarray:
+    """
+    Whether costs are over their limits, by more than the rounding of their sums.
+
+    :param costs: (n_costs,), or any shape that goes with that of the limits
+    """
+    return np.asarray(costs > limits + TOLERANCE * np.maximum(1.0, np.abs(limits)))
 
 
 def read_limits(texts: Sequence[str] | None) -> Any:

@@ -242,7 +242,7 @@ class CostRollouts(SavedModel):
     def _add_costs(self, n_steps: int) -> None:
         """Add the buffer's first steps to the sums of the episodes in progress, with the bonus of shaping."""
         buffer = self.rollout_buffer
-        bonus = None if self.cost_shaping is None else self.cost_shaping.shape(buffer, n_steps)
+        bonus = None if self.cost_shaping is None else self.cost_shaping.add_bonus(buffer, n_steps)
         arrays = (buffer.episode_ends, buffer.is_counted, buffer.monitor_lengths, buffer.was_reset_after)
         ends = Ends(*(array[:n_steps] for array in arrays))
         self.ledger.add_steps(buffer.costs[:n_steps], bonus, ends, self.cost_gamma)

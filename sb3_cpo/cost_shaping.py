@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cpo import distributed
-from sb3_cpo.buffers import CostRolloutBuffer, slice_observations
+from sb3_cpo.buffers import CostRolloutBuffer, parts_of, slice_observations
 
 
 def coming_costs(costs: np.ndarray, episode_ends: np.ndarray, horizon: int) -> np.ndarray:
@@ -79,7 +79,7 @@ class FailurePredictor:
         :raises ValueError: the predictor belongs to a problem with other observations or another number of costs
         """
         self._observation_space, self._device = observation_space, device
-        n_features = sum(get_flattened_obs_dim(space) for space in _parts(observation_space).values())
+        n_features = sum(get_flattened_obs_dim(space) for space in parts_of(observation_space).values())
         if self._network is None:
             self._network = nn.Sequential(
                 nn.Linear(n_features, self.hidden), nn.Sigmoid(), nn.Linear(self.hidden, n_costs), nn.Sigmoid()
@@ -124,12 +124,10 @@ class FailurePredictor:
             self._optimizer.load_state_dict(state)
 
     def _features(self, obs: Any) -> th.Tensor:
-        tensors = obs_as_tensor(obs, self._device)
-        parts = tensors if isinstance(tensors, dict) else {"": tensors}
-        spaces_of_parts = _parts(self._observation_space)
-        return th.cat([preprocess_obs(parts[key], space).flatten(1) for key, space in spaces_of_parts.items()], dim=1)  # type: ignore[union-attr]
+        tensors, parts = parts_of(obs_as_tensor(obs, self._device)), parts_of(self._observation_space)
+        return th.cat([preprocess_obs(tensors[key], space).flatten(1) for key, space in parts.items()], dim=1)  # type: ignore[union-attr]
 
-    def shape(self, buffer: CostRolloutBuffer, n_steps: int) -> np.ndarray:
+    def add_bonus(self, buffer: CostRolloutBuffer, n_steps: int) -> np.ndarray:
         """
         Add the bonus to the costs of the buffer's first steps.
 
@@ -181,7 +179,3 @@ class FailurePredictor:
             previous = present
         self.n_batches += 1
         return present
-
-
-def _parts(observation_space: spaces.Space) -> dict[str, spaces.Space]:
-    return dict(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else {"": observation_space}

@@ -10,6 +10,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_cpo import distributed
+from sb3_cpo.buffers import parts_of
 from sb3_cpo.env_facts import max_episode_steps
 from sb3_cpo.monitor import make_vec_env
 
@@ -117,13 +118,15 @@ def default_cost_gae_gamma(max_episode_steps: int | None) -> float:
 
 def default_n_cost_rollouts(observation_space: spaces.Space) -> int | None:
     """1 where observations are images, of which five rollouts fill the memory; None: by their episodes."""
-    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
-    return 1 if any(is_image_space(part) for part in parts) else None
+    return 1 if any(is_image_space(part) for part in parts_of(observation_space).values()) else None
 
 
 def n_action_dimensions(action_space: spaces.Space) -> int:
-    """Independent parts of an action's distribution."""
-    return int(np.prod(action_space.shape)) if isinstance(action_space, spaces.Box) else 1
+    """
+    Independent parts of an action over whose divergences other packages average. Those of a ``MultiDiscrete``, for which
+    torch has no distribution, SB3 adds up as we do.
+    """
+    return int(np.prod(action_space.shape)) if isinstance(action_space, spaces.Box | spaces.MultiBinary) else 1
 
 
 def fill_in(arguments: dict[str, Any], n_envs: int | None, max_episode_steps: int | None, action_space: spaces.Space) -> None:

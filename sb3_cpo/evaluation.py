@@ -43,13 +43,17 @@ class EpisodeCostRecorder:
         self._discounts: dict[int, float] = {}
 
     @classmethod
-    def for_model(cls, model: Any, cost_keys: Sequence[str] | None = None) -> "EpisodeCostRecorder":
-        """A recorder of the costs that a model limits; of ``info["cost"]`` for models that know nothing of costs."""
+    def for_model(cls, model: Any, cost_keys: Sequence[str] | None = None, gamma: float = 1.0) -> "EpisodeCostRecorder":
+        """
+        A recorder of the costs that a model limits; of ``info["cost"]`` for models that know nothing of costs.
+
+        :param gamma: discount factor of the costs; the model's ``cost_gamma`` where its limit is what they are compared with
+        """
         cost_limits: CostLimits | None = getattr(model, "cost_limits", None)
         missing_cost = getattr(model, "missing_cost", "error")
         if cost_keys is not None or cost_limits is None:
-            return cls(cost_keys, missing_cost=missing_cost)
-        return cls.for_limits(cost_limits, missing_cost)
+            return cls(cost_keys, missing_cost=missing_cost, gamma=gamma)
+        return cls.for_limits(cost_limits, missing_cost, gamma)
 
     @classmethod
     def for_limits(cls, cost_limits: CostLimits, missing_cost: str = "error", gamma: float = 1.0) -> "EpisodeCostRecorder":

@@ -7,9 +7,11 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
 from sb3_cpo import distributed
+from sb3_cpo.buffers import parts_of
 
 # As VecNormalize
 CLIP, EPSILON = 10.0, 1e-8
@@ -44,19 +46,14 @@ class RunningMoments(nn.Module):
 
         :param obs: (n, *shape)
         """
-        obs = obs.astype(np.float64)
-        count = float(self.count)
-        mean, variance = self.mean.cpu().numpy().astype(np.float64), self.variance.cpu().numpy().astype(np.float64)
-        batch_mean, batch_variance, n = distributed.moments(th.as_tensor(obs))
-        new_mean, new_variance = batch_mean.numpy(), batch_variance.numpy()
-        total = count + n
-        delta = new_mean - mean
-        # Before the first update, the variance of 1 stands for nothing that was seen
-        squares = variance * count + new_variance * n + (delta**2 * count * n / total if count else 0.0)
-        merged = new_mean if count == 0 else mean + delta * n / total
-        self.mean.copy_(th.as_tensor(merged))
-        self.variance.copy_(th.as_tensor(squares / total))
-        self.count.fill_(total)
+        mean, variance, n = distributed.moments(th.as_tensor(obs.astype(np.float64)))
+        # Before the first update, with a count of 0, the variance of 1 stands for nothing that was seen
+        moments = RunningMeanStd(epsilon=float(self.count))
+        moments.mean, moments.var = (own.cpu().numpy().astype(np.float64) for own in (self.mean, self.variance))
+        moments.update_from_moments(mean.numpy(), variance.numpy(), n)
+        self.mean.copy_(th.as_tensor(moments.mean))
+        self.variance.copy_(th.as_tensor(moments.var))
+        self.count.fill_(moments.count)
 
 
 class ObservationNormalizer(nn.Module):
@@ -79,7 +76,7 @@ class ObservationNormalizer(nn.Module):
         super().__init__()
         self._keys = normalized_keys(space)
         self.register_buffer("is_frozen", th.zeros((), dtype=th.bool))
-        self.moments = nn.ModuleList(RunningMoments(_part(space, key).shape) for key in self._keys)  # type: ignore[arg-type]
+        self.moments = nn.ModuleList(RunningMoments(parts_of(space)[key].shape) for key in self._keys)
 
     def forward(self, obs: Any) -> Any:
         """
@@ -108,8 +105,9 @@ class ObservationNormalizer(nn.Module):
         """
         if self.is_frozen:
             return
+        parts = parts_of(obs)
         for key, moments in zip(self._keys, self.moments, strict=True):
-            moments.update(obs if key is None else obs[key])  # type: ignore[operator]
+            moments.update(parts[key])  # type: ignore[operator]
 
 
 @th.no_grad()
@@ -135,10 +133,5 @@ def keep_outputs(layers: Iterable[nn.Linear], before: tuple[th.Tensor, th.Tensor
 
 def normalized_keys(space: spaces.Space) -> list[str | None]:
     """Keys of a ``Dict`` space whose parts are vectors of numbers; [None] for such a space itself; else empty."""
-    keys: list[str | None] = list(space.spaces) if isinstance(space, spaces.Dict) else [None]
-    parts = {key: _part(space, key) for key in keys}
-    return [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
-
-
-def _part(space: spaces.Space, key: str | None) -> spaces.Space:
-    return space if key is None else space[key]  # type: ignore[index]
+    parts = parts_of(space).items()
+    return [key for key, part in parts if isinstance(part, spaces.Box) and not is_image_space(part)]

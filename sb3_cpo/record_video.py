@@ -75,7 +75,8 @@ def main(args: list[str] | None = None, prog: str = "sb3-cpo video") -> None:
         print(f"return {reward:.2f}, cost {', '.join(f'{value:.2f}' for value in cost)}, {length} steps")
     if getattr(model, "cost_limits", None) is not None and model.cost_limits.is_limited:
         mean = ", ".join(f"{value:.2f}" for value in np.mean(recording.costs, axis=0))
-        print(f"mean cost {mean}, limit {', '.join(f'{value:g}' for value in model.current_cost_limit)}")
+        discount = f" (costs are discounted by {model.cost_gamma:g} per step)" if model.cost_gamma < 1 else ""
+        print(f"mean cost {mean}, limit {', '.join(f'{value:g}' for value in model.current_cost_limit)}{discount}")
     output = options.output or (
         agent.folder / f"{agent.name}.mp4" if options.model else agent.folder / "videos" / f"{agent.name}.mp4"
     )

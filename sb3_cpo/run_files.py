@@ -35,10 +35,10 @@ def read_evaluations(folder: Path) -> Run:
     steps, costs = arrays["timesteps"], arrays.get("costs")
     if costs is None:
         return Run(steps, arrays["results"].mean(axis=1), {}, {})
-    known = {"timesteps", "results", "ep_lengths", "successes", "costs", "cost_limits"}
-    names = [name for name in arrays if name not in known] or [""]
-    if len(names) != costs.shape[2]:
-        names = [str(index) for index in range(costs.shape[2])]
+    n_costs, names = costs.shape[2], arrays["cost_names"].tolist() if "cost_names" in arrays else []
+    if len(names) != n_costs:
+        # Nobody has named them
+        names = [""] if n_costs == 1 else [str(index) for index in range(n_costs)]
     means = {name: costs[:, :, index].mean(axis=1) for index, name in enumerate(names)}
     limits = {name: arrays["cost_limits"][:, index] for index, name in enumerate(names)}
     return Run(steps, arrays["results"].mean(axis=1), means, limits)

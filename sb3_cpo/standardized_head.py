@@ -19,12 +19,15 @@ class StandardizedLinear(nn.Linear):
 
     mean: th.Tensor
     std: th.Tensor
+    is_spread: th.Tensor
+    """(out_features,) whether the targets have varied; where they have not, ``std`` is 1 and is no measurement."""
     count: th.Tensor
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features)
         self.register_buffer("mean", th.zeros(out_features))
         self.register_buffer("std", th.ones(out_features))
+        self.register_buffer("is_spread", th.zeros(out_features, dtype=th.bool))
         self.register_buffer("count", th.zeros(()))
 
     def forward(self, features: th.Tensor) -> th.Tensor:
@@ -50,13 +53,12 @@ class StandardizedLinear(nn.Linear):
         weight = 1.0 / min(float(self.count) + 1.0, 10.0)
         mean, variance, _ = distributed.moments(targets)
         shift = mean - old_mean
-        # A standard deviation of exactly 1 stands for no spread so far, and must not count as one
-        old_variance = th.where(old_std == 1, th.zeros_like(old_std), old_std**2)
+        old_variance = th.where(self.is_spread, old_std**2, th.zeros_like(old_std))
         new_variance = (1 - weight) * (old_variance + weight * shift**2) + weight * variance
         self.mean += weight * shift
         # A target that is always the same has no spread but for rounding; it is then left unscaled
-        is_spread = new_variance > (RELATIVE_ROUNDING * self.mean) ** 2
-        self.std.copy_(th.where(is_spread, new_variance.sqrt(), th.ones_like(old_std)))
+        self.is_spread.copy_(new_variance > (RELATIVE_ROUNDING * self.mean) ** 2)
+        self.std.copy_(th.where(self.is_spread, new_variance.sqrt(), th.ones_like(old_std)))
         self.count += 1
         if self.count == 1 and not self.weight.any() and not self.bias.any():
             # A critic that has no opinion yet says the mean

@@ -29,7 +29,7 @@ class Recording(NamedTuple):
     rewards: list[float]
     lengths: list[int]
     costs: np.ndarray
-    """(n_episodes, n_costs)"""
+    """(n_episodes, n_costs) as the model's limit has them: discounted by its ``cost_gamma``."""
 
 
 def record_episodes(
@@ -46,21 +46,21 @@ def record_episodes(
 
     :param env: its ``render_mode`` is "rgb_array"
     :param max_frames: keep no more frames than these
-    :param caption: write the episode's cost so far into the frames, with the limit
+    :param caption: write the episode's cost so far into the frames, with the limit; discounted where ``cost_gamma`` < 1
     """
     frames: list[np.ndarray] = []
-    counted = EpisodeCostRecorder.for_model(model, cost_keys)
+    counted = EpisodeCostRecorder.for_model(model, cost_keys, gamma=getattr(model, "cost_gamma", 1.0))
 
     def grab(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        counted(locals_)
         if locals_["i"] != 0 or (max_frames is not None and len(frames) >= max_frames):
             return
-        counted(locals_)
         # After the last step of an episode the environment already shows the next one
         if not locals_["done"]:
             frame = grab_frame(env)
             frames.append(write_caption(frame, caption_lines(model, counted.costs_so_far)) if caption else frame)
 
-    rewards, lengths, costs = evaluate_policy(
+    rewards, lengths, _ = evaluate_policy(
         model,
         env,
         n_episodes,
@@ -70,7 +70,7 @@ def record_episodes(
         warn=False,
         cost_keys=cost_keys,
     )
-    return Recording(frames, rewards, lengths, costs)
+    return Recording(frames, rewards, lengths, counted.episode_costs)
 
 
 def record_replay(model: Any, env: VecEnv, seed: int, deterministic: bool, max_frames: int | None = None) -> Recording:

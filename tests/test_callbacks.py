@@ -175,6 +175,7 @@ def test_evaluations_file_holds_costs_and_limits(tmp_path):
         np.testing.assert_array_equal(file["costs"], [[[2, 30]], [[4, 50]]])
         np.testing.assert_array_equal(file["cost_limits"], [[3, 40], [3, 40]])
         np.testing.assert_array_equal(file["cost_b"], [[30], [50]])
+        assert file["cost_names"].tolist() == ["cost_a", "cost_b"]
 
 
 def test_two_constraints_must_both_be_kept():
@@ -236,6 +237,24 @@ def test_discounted_limit_is_compared_with_discounted_cost():
     model.learn(1, callback=evaluation)
     np.testing.assert_array_equal(evaluation.last_mean_cost, [2.0])
     assert evaluation.best_mean_reward == 1
+
+
+def test_a_cost_that_is_over_its_limit_by_rounding_alone_is_feasible(capsys):
+    """Thirty steps of 0.1 against a limit of 3: of the floats, the sum is the greater one."""
+
+    class Tenths(ScriptedEnv):
+        def step(self, action):
+            *step, _ = super().step(action)
+            return *step, {"cost": 0.1}
+
+    model = CPO("MlpPolicy", make_vec_env(lambda: Tenths([(0, 0)], length=30)), 3.0, n_steps=30, batch_size=30)
+    evaluation = CostEvalCallback(Monitor(Tenths([(1, 0)], length=30)), n_eval_episodes=1, eval_freq=31)
+    model.learn(60, callback=[evaluation, StopTrainingOnViolation()])
+    assert model.ep_cost_mean > 3
+    assert evaluation.last_violation > 0
+    assert evaluation.best_mean_reward == 1
+    assert "New best feasible model!" in capsys.readouterr().out
+    assert model.num_timesteps == 60
 
 
 def test_reward_threshold_stops_at_the_first_feasible_model_above_it():

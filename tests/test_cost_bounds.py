@@ -13,7 +13,6 @@ from sb3_cpo.cost_bounds import (  # noqa: E402
     conditional_value_at_risk,
     episodes_to_decide,
     exceedance_bound,
-    exceeds,
     judge,
     t_interval,
 )
@@ -119,10 +118,6 @@ def test_verdicts_at_their_boundaries():
     assert judge(Interval(5.0, 9.0), 5.0) == "inconclusive"
     assert judge(Interval(5.0 + 1e-7, 9.0), 5.0) == "not satisfied"
     assert judge(Interval(0.0, 0.0), 0.0) == "satisfied"
-    # 0.1 + 0.1 + ... is a little more than 5, and not over it
-    assert sum([0.1] * 3) > 0.3
-    assert not exceeds(sum([0.1] * 3), 0.3)
-    assert exceeds(0.3001, 0.3)
 
 
 @pytest.mark.parametrize("limit", [10.5, 9.6])

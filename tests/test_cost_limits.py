@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sb3_cpo.cost_limits import CostLimits, parse_cost_limit, read_limits
+from sb3_cpo.cost_limits import CostLimits, exceeds, parse_cost_limit, read_limits
 from sb3_cpo.cost_signal import read_costs
 
 
@@ -63,6 +63,18 @@ def test_a_schedule_that_goes_wrong_later_is_named_then():
 
 def test_ten_constraints_are_allowed():
     assert parse_cost_limit(range(10)).n_costs == 10
+
+
+def test_costs_exceed_their_limits_by_more_than_the_rounding_of_sums():
+    tenths = float(np.cumsum(np.full(30, 0.1))[-1])
+    assert tenths > 3
+    np.testing.assert_array_equal(
+        exceeds(np.array([tenths, 3.001, 2.0, 1e9]), np.array([3.0, 3.0, 3.0, np.inf])), [0, 1, 0, 0]
+    )
+    # Rounding grows with the numbers
+    np.testing.assert_array_equal(exceeds(np.array([1e6 + 1e-4, 1e6 + 1e-2]), 1e6), [False, True])
+    np.testing.assert_array_equal(exceeds(np.array([-5.0, 0.0, 1e-8]), np.array([-5.1, 0.0, 0.0])), [True, False, True])
+    assert exceeds(5.1, 5.0).shape == ()
 
 
 def test_unlimited_is_one_cost_to_be_observed():

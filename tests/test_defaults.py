@@ -1,17 +1,22 @@
 """What is chosen where the user says nothing."""
 
+import copy
 import sys
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import kl_divergence
 from toy_envs import RiskyEnv, ScriptedEnv, vec_env
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FPO, PDO, TRPO, make_vec_env
 from sb3_cpo.defaults import default_batch_size, default_env, default_n_steps, fill_in
 from sb3_cpo.env_watch import EnvWatch
+from sb3_cpo.policies import CostActorCriticPolicy
+from sb3_cpo.trust_region_algorithm import mean_kl_divergence
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,13 @@ def test_as_many_rollouts_as_hold_200_episodes(tmp_path):
 
 @pytest.mark.parametrize(
     ("action_space", "target_kl"),
-    [(spaces.Box(-1, 1, (6,)), 0.06), (spaces.Box(-1, 1, (2, 2)), 0.04), (spaces.Discrete(5), 0.01)],
+    [
+        (spaces.Box(-1, 1, (6,)), 0.06),
+        (spaces.Box(-1, 1, (2, 2)), 0.04),
+        (spaces.MultiBinary(8), 0.08),
+        (spaces.Discrete(5), 0.01),
+        (spaces.MultiDiscrete([3] * 8), 0.01),
+    ],
 )
 def test_the_trust_region_grows_with_the_dimensions_of_an_action(action_space, target_kl):
     arguments = {
@@ -152,6 +163,23 @@ def test_the_trust_region_grows_with_the_dimensions_of_an_action(action_space, t
     filled = dict(given)
     fill_in(filled, 20, 1000, action_space)
     assert filled == given
+
+
+@pytest.mark.parametrize(
+    "action_space", [spaces.Box(-1, 1, (6,)), spaces.MultiBinary(8), spaces.Discrete(5), spaces.MultiDiscrete([3] * 8)]
+)
+def test_the_default_trust_region_is_contribs(action_space):
+    """0.01 of what sb3-contrib's TRPO bounds, ``kl_divergence(...).mean()``."""
+    policy = CostActorCriticPolicy(spaces.Box(-1, 1, (3,)), action_space, lambda _: 1e-3, n_costs=1)
+    distributions = []
+    for _ in range(2):
+        th.nn.init.normal_(policy.action_net.weight)
+        distributions.append(copy.copy(policy.get_distribution(th.linspace(-1, 1, 15).reshape(5, 3))))
+    arguments = {"target_kl": None}
+    fill_in(arguments, None, None, action_space)
+    ours, contribs = mean_kl_divergence(*distributions).item(), kl_divergence(*distributions).mean().item()
+    assert contribs > 0.01
+    assert ours / contribs == pytest.approx(arguments["target_kl"] / 0.01)
 
 
 def test_a_task_of_ours_given_by_its_id_is_stepped_in_many_copies(capsys):

@@ -11,6 +11,7 @@ from toy_envs import RiskyEnv, ScriptedEnv, vec_env
 
 from sb3_cpo import CPO, FPO, CostEvalCallback
 from sb3_cpo.buffers import CostRolloutBuffer
+from sb3_cpo.run_files import read_evaluations
 
 KWARGS = {"n_steps": 8, "batch_size": 8, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
 
@@ -108,7 +109,14 @@ def test_a_compiled_policy_keeps_its_cost_critic_and_its_statistics():
 
 
 @pytest.mark.parametrize(
-    "names", [("costs", "cost_limits"), ("results", "timesteps"), ("file", "allow_pickle"), ("ep_lengths", "x")]
+    "names",
+    [
+        ("costs", "cost_limits"),
+        ("results", "timesteps"),
+        ("file", "allow_pickle"),
+        ("ep_lengths", "x"),
+        ("cost_names", "successes"),
+    ],
 )
 def test_names_of_constraints_do_not_overwrite_arrays_of_evaluations(names, tmp_path):
     def make_env(rank):
@@ -125,3 +133,4 @@ def test_names_of_constraints_do_not_overwrite_arrays_of_evaluations(names, tmp_
         for index, name in enumerate(names):
             own = name if name == "x" else f"cost_of_{name}"
             assert (arrays[own] == 4 * (index + 1)).all()
+    assert list(read_evaluations(tmp_path).costs) == list(names)

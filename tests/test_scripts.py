@@ -118,7 +118,10 @@ def test_monitor_is_averaged_over_a_window_in_the_order_of_time(plot, tmp_path):
     np.testing.assert_array_equal(run.limits[""], [3.5, 3.5, 3.5])
 
 
-def test_named_constraints_are_read_under_their_names(plot, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "expected"), [(["file", "cost_b"], ["file", "cost_b"]), (None, ["0", "1"]), (np.zeros(0, str), ["0", "1"])]
+)
+def test_constraints_of_evaluations_are_read_under_their_names(names, expected, plot, tmp_path):
     np.savez(
         tmp_path / "evaluations.npz",
         timesteps=[1, 2],
@@ -126,13 +129,15 @@ def test_named_constraints_are_read_under_their_names(plot, tmp_path):
         ep_lengths=np.ones((2, 1)),
         costs=np.array([[[1.0, 30.0]], [[2.0, 40.0]]]),
         cost_limits=[[3.0, 50.0], [3.0, 45.0]],
-        cost_a=np.array([[1.0], [2.0]]),
+        # As for a name that the file has for something else
+        cost_of_file=np.array([[1.0], [2.0]]),
         cost_b=np.array([[30.0], [40.0]]),
+        **({} if names is None else {"cost_names": names}),
     )
     run = plot.read_run(tmp_path)
-    assert list(run.costs) == ["cost_a", "cost_b"]
-    np.testing.assert_array_equal(run.costs["cost_b"], [30, 40])
-    np.testing.assert_array_equal(run.limits["cost_b"], [50, 45])
+    assert list(run.costs) == expected
+    np.testing.assert_array_equal(run.costs[expected[1]], [30, 40])
+    np.testing.assert_array_equal(run.limits[expected[1]], [50, 45])
     table = pd.DataFrame(
         {
             "time/total_timesteps": [9],

@@ -143,8 +143,8 @@ def test_cost_begins_above_the_threshold():
 
 def test_planar_robots_may_run_backwards_and_the_others_not_even_sideways():
     info = {"x_velocity": np.array([-3.0, 0.0, 3.0]), "y_velocity": np.array([4.0, -5.0, -4.0])}
-    assert moving_speed(info, is_planar=False).tolist() == [5.0, 5.0, 5.0]
-    assert moving_speed(info, is_planar=True).tolist() == [-3.0, 0.0, 3.0]
+    assert moving_speed(info, is_along_x=False).tolist() == [5.0, 5.0, 5.0]
+    assert moving_speed(info, is_along_x=True).tolist() == [-3.0, 0.0, 3.0]
 
 
 @pytest.mark.parametrize(("robot", "threshold"), THRESHOLDS.items())
@@ -187,7 +187,8 @@ def test_health_ends_where_that_of_v4_ends(robot):
     for qpos, qvel in states:
         v4.data.qpos[:], v4.data.qvel[:] = qpos, qvel
         expected.append(bool(v4.is_healthy))
-    assert task.is_healthy(*(np.array(rows) for rows in zip(*states, strict=True))).tolist() == expected
+    qpos, qvel = (np.array(rows) for rows in zip(*states, strict=True))
+    assert task.robot.health(task.v4, qpos, qvel).tolist() == expected
     assert expected[0] is True
     assert False in expected
 

@@ -33,8 +33,8 @@ class Painter(CountingEnv):
         return np.full((120, 200, 3), 100 + self.t, dtype=np.uint8)
 
 
-def make_model(cost_limit):
-    return CPO("MlpPolicy", make_vec_env(Painter), cost_limit, n_steps=8, batch_size=8)
+def make_model(cost_limit, **kwargs):
+    return CPO("MlpPolicy", make_vec_env(Painter), cost_limit, n_steps=8, batch_size=8, **kwargs)
 
 
 def test_cost_and_limit_are_written_into_the_frames(monkeypatch):
@@ -49,6 +49,19 @@ def test_cost_and_limit_are_written_into_the_frames(monkeypatch):
         np.testing.assert_array_equal(frame[60:], 101 + t % 3)  # the rest is as it was
     plain = record_episodes(make_model(5.0), make_vec_env(Painter), 1)
     assert plain.frames[0].std() == 0
+
+
+def test_costs_are_discounted_as_the_limit_beside_them_is(monkeypatch):
+    """In step t a cost of t, which weighs 1 / 2^(t - 1): 1 + 2 / 2 + 3 / 4 + 4 / 8, where the plain sum is 10."""
+    lines = []
+    monkeypatch.setattr("sb3_cpo.videos.write_caption", lambda frame, text: lines.append(text) or frame)
+    model = make_model(5.0, cost_gamma=0.5)
+    recording = record_episodes(model, make_vec_env(Painter, n_envs=2), 3, max_frames=3, caption=True)
+    assert lines == [["cost 1 / limit 5"], ["cost 2 / limit 5"], ["cost 2.75 / limit 5"]]
+    # Those of all copies, and those after the video has ended
+    np.testing.assert_array_equal(recording.costs, [[3.25]] * 3)
+    replay = record_replay(model, make_vec_env(Painter), 7, deterministic=True)
+    np.testing.assert_array_equal(replay.costs, [[3.25]])
 
 
 def test_captions_name_the_constraints():

@@ -181,6 +181,15 @@ def test_enjoy_prints_the_cost_and_says_when_it_is_over_the_limit(run):
     assert "Mean cost: 12.00 +/- 0.00\nCost limit: 11.90, the mean is OVER" in out
 
 
+def test_enjoy_compares_a_discounted_limit_with_discounted_costs(run):
+    args = ["--algo", "cpo", "--env", "Priceless-v0"]
+    run(train, *args, "-n", "200", "--eval-freq", "-1", *TINY, "cost_limit:6.0", "cost_gamma:0.5")
+    out = run(enjoy, *args, "--no-render", "-n", "8")
+    # 3 + 3 / 2 + 3 / 4 + 3 / 8, where the plain sum is 12
+    assert out.count("Episode Cost: 5.62") == 2
+    assert "Cost limit: 6.00, the mean is within (costs are discounted by 0.5 per step)" in out
+
+
 def test_sb3s_own_algorithms_still_train_in_the_zoo(run):
     out = run(
         train,

@@ -45,6 +45,14 @@ def test_trial_over_the_limit_never_beats_a_feasible_one(sampler):
     assert [trial.user_attrs["is_feasible"] for trial in study.trials] == [False, True, True, False]
 
 
+def test_a_trial_that_is_over_its_limit_by_rounding_alone_is_feasible():
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda trial: evaluate_trial(trial, [(0, 0), (1, [3 + 1e-15, 3.1][trial.number])], 3.0), n_trials=2)
+    assert [is_feasible(trial) for trial in study.trials] == [True, False]
+    assert study.trials[0].constraints["0"] == 0
+    assert study.best_trial.number == 0
+
+
 def test_pruner_prefers_feasible_trials():
     """A rich trial over the limit is pruned against poor feasible ones, and a poor feasible one is not pruned against it."""
     pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)

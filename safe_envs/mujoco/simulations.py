@@ -10,28 +10,41 @@ from safe_envs.mujoco.robot_env import RobotEnv
 from safe_envs.mujoco.robots import BAD_STATE_WARNINGS, MAX_STATE, RobotState
 
 
-class PointSimulation:
+class RobotSimulation:
     """
-    Copies of a kinematic robot.
+    What copies of a robot have in common, with physics or without.
 
     :param env: one of the copies; its robot, model and settings count for all
     :param n_envs: number of copies
     """
 
+    qpos: np.ndarray
+    qvel: np.ndarray
+
     def __init__(self, env: RobotEnv, n_envs: int):
         self.env = env
         self.n_envs = n_envs
         self.is_broken: np.ndarray | None = None
-        self.qpos = np.zeros((n_envs, env.model.nq))
-        self.qvel = np.zeros((n_envs, env.model.nv))
-        self._n_noise = env.model.nq + env.model.nv
-        self._com_offset = env.com_offset.copy()
         self._control_range = env.model.actuator_ctrlrange.copy()
 
     def draw(self, rngs: list[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
         """Draw qpos and qvel with which some copies start, one row for each generator."""
-        noise = np.array([rng.standard_normal(self._n_noise) for rng in rngs])
+        noise = np.array([rng.standard_normal(self.env.model.nq + self.env.model.nv) for rng in rngs])
         return robots.start_state(noise, self.env.init_qpos)
+
+    def show(self, env: RobotEnv, row: int) -> None:
+        """Bring an environment to the state of one copy."""
+        env.set_state(self.qpos[row], self.qvel[row])
+
+
+class PointSimulation(RobotSimulation):
+    """Copies of a kinematic robot."""
+
+    def __init__(self, env: RobotEnv, n_envs: int):
+        super().__init__(env, n_envs)
+        self.qpos = np.zeros((n_envs, env.model.nq))
+        self.qvel = np.zeros((n_envs, env.model.nv))
+        self._com_offset = env.com_offset.copy()
 
     def start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> RobotState:
         """Put some copies into a state; the result has one row for each of them."""
@@ -52,10 +65,6 @@ class PointSimulation:
     def set_checkpoint_state(self, state: dict[str, np.ndarray]) -> None:
         self.qpos, self.qvel = state["qpos"].copy(), state["qvel"].copy()
 
-    def show(self, env: RobotEnv, row: int) -> None:
-        """Bring an environment to the state of one copy."""
-        env.set_state(self.qpos[row], self.qvel[row])
-
 
 def make_batch(model: mujoco.MjModel, n_envs: int, n_threads: int, **kwargs: Any) -> Any:
     """
@@ -73,19 +82,21 @@ def make_batch(model: mujoco.MjModel, n_envs: int, n_threads: int, **kwargs: Any
     return Batch(model, n_envs, n_threads, **kwargs)
 
 
-class PhysicsSimulation:
+def n_bad_states(batch: Any) -> np.ndarray:
+    """How often MuJoCo has met a bad state, (n_envs, number of the ``BAD_STATE_WARNINGS``), a view."""
+    first, last = min(map(int, BAD_STATE_WARNINGS)), max(map(int, BAD_STATE_WARNINGS))
+    return batch.warning[:, first : last + 1, 1]
+
+
+class PhysicsSimulation(RobotSimulation):
     """
     Copies of a robot with physics; the arrays of a state are views that the next call overwrites.
 
-    :param env: one of the copies; its robot, model and settings count for all
-    :param n_envs: number of copies
     :param n_threads: threads that step them, 0 for all cores
     """
 
     def __init__(self, env: RobotEnv, n_envs: int, n_threads: int = 0):
-        self.env = env
-        self.n_envs = n_envs
-        self.is_broken: np.ndarray | None = None
+        super().__init__(env, n_envs)
         self.batch = make_batch(env.model, n_envs, n_threads)
         self.qpos, self.qvel, self._ctrl = (self.batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._sensordata = self.batch.bind("sensordata")
@@ -93,18 +104,10 @@ class PhysicsSimulation:
         # Contact forces follow from accelerations; else positions and velocities are all that anyone reads
         stage = mujoco.mjtStage.mjSTAGE_VEL if self._cfrc_ext is None else mujoco.mjtStage.mjSTAGE_ACC
         self.stage = stage.value
-        self._control_range = env.model.actuator_ctrlrange.copy()
-        self._n_noise = env.model.nq + env.model.nv
-        first, last = min(map(int, BAD_STATE_WARNINGS)), max(map(int, BAD_STATE_WARNINGS))
-        self._n_bad_states = self.batch.warning[:, first : last + 1, 1]
+        self._n_bad_states = n_bad_states(self.batch)
         # The order of a state's components is that of the bits of mjtState: time, qpos, qvel, ...
         self._motion = self.batch.state[:, 1 : 1 + env.model.nq + env.model.nv]
         self._reset_state = self.batch.state[0].copy()
-
-    def draw(self, rngs: list[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
-        """Draw qpos and qvel with which some copies start, one row for each generator."""
-        noise = np.array([rng.standard_normal(self._n_noise) for rng in rngs])
-        return robots.start_state(noise, self.env.init_qpos)
 
     def start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> RobotState:
         """Put some copies into a state; the result has one row for each of them."""
@@ -144,7 +147,3 @@ class PhysicsSimulation:
 
     def set_checkpoint_state(self, state: dict[str, np.ndarray]) -> None:
         self.batch.state[:], self.batch.warning[:] = state["state"], state["warning"]
-
-    def show(self, env: RobotEnv, row: int) -> None:
-        """Bring an environment to the state of one copy."""
-        env.set_state(self.qpos[row], self.qvel[row])

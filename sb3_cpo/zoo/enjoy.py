@@ -11,7 +11,7 @@ import rl_zoo3.utils
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_cpo.cost_limits import parse_cost_limit
+from sb3_cpo.cost_limits import exceeds, parse_cost_limit
 from sb3_cpo.env_facts import registered_cost_limit
 from sb3_cpo.evaluation import EpisodeCostRecorder
 from sb3_cpo.zoo import runs
@@ -45,16 +45,18 @@ class CostPrinter(VecEnvWrapper):
 
     :param venv: the environments; SB3's ``Monitor`` is around each
     :param cost_limit: limits of the run, in a form that the algorithms accept; None: none
+    :param gamma: discount factor of the costs that the limits bound
     """
 
-    def __init__(self, venv: VecEnv, cost_limit: Any = None):
+    def __init__(self, venv: VecEnv, cost_limit: Any = None, gamma: float = 1.0):
         super().__init__(venv)
         # A schedule ends at the limit that the trained agent is for
         if cost_limit is None:
             cost_limit = registered_cost_limit(venv)
         self.limits = None if cost_limit is None else parse_cost_limit(cost_limit)
         self._keys = None if self.limits is None else self.limits.keys
-        self._recorder = EpisodeCostRecorder(self._keys, None if self.limits is None else self.limits.n_costs)
+        self._gamma = gamma
+        self._recorder = EpisodeCostRecorder(self._keys, None if self.limits is None else self.limits.n_costs, gamma=gamma)
 
     def reset(self) -> Any:
         return self.venv.reset()
@@ -82,8 +84,9 @@ class CostPrinter(VecEnvWrapper):
             print(f"Mean cost: {self._describe(costs.mean(axis=0))} +/- {self._describe(costs.std(axis=0))}")
         if len(costs) and self.limits is not None and self.limits.is_limited:
             limit = self.limits.at(0.0)
-            verdict = "within" if (costs.mean(axis=0) <= limit).all() else "OVER"
-            print(f"Cost limit: {self._describe(limit)}, the mean is {verdict}")
+            verdict = "OVER" if exceeds(costs.mean(axis=0), limit).any() else "within"
+            discount = f" (costs are discounted by {self._gamma:g} per step)" if self._gamma < 1 else ""
+            print(f"Cost limit: {self._describe(limit)}, the mean is {verdict}{discount}")
         super().close()
 
 
@@ -109,8 +112,9 @@ def enjoy(prog: str = "python -m sb3_cpo.zoo.enjoy") -> None:
         return prefix, model_path, log_path
 
     def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:
-        limit = parse_limit_schedule(kwargs["hyperparams"].get("cost_limit"))
-        return CostPrinter(runs.create_test_env(env_id, model_path=model_path, **kwargs), limit)
+        hyperparams = kwargs["hyperparams"]
+        limit, gamma = parse_limit_schedule(hyperparams.get("cost_limit")), hyperparams.get("cost_gamma", 1.0)
+        return CostPrinter(runs.create_test_env(env_id, model_path=model_path, **kwargs), limit, gamma)
 
     rl_zoo3.enjoy.get_model_path = get_model_path  # type: ignore[assignment]
     rl_zoo3.enjoy.create_test_env = create_test_env  # type: ignore[assignment]
