@@ -83,8 +83,7 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             self._use_range_of_actions()
         if self.standardize_returns:
             head = StandardizedLinear(self.value_net.in_features, 1)
-            # As SB3 has initialised it
-            head.load_state_dict(self.value_net.state_dict(), strict=False)
+            head.forget()
             self.value_net = head
         if self.n_costs > 0:
             # The random numbers that the rest of training draws stay those of SB3
@@ -184,9 +183,7 @@ class CostActorCriticPolicy(ActorCriticPolicy):
             self.cost_mlp_extractor.apply(lambda module: self.init_weights(module, gain=np.sqrt(2)))
             if not self.share_features_extractor:
                 self.cvf_features_extractor.apply(lambda module: self.init_weights(module, gain=np.sqrt(2)))
-        # No opinion about costs, whatever their unit, before any was seen
-        nn.init.zeros_(self.cost_value_net.weight)
-        nn.init.zeros_(self.cost_value_net.bias)
+        self.cost_value_net.forget()
 
     def reset_cost_critic(self) -> None:
         """Forget what was learned of the costs: the cost critic and its statistics begin anew."""

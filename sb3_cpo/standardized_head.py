@@ -30,6 +30,11 @@ class StandardizedLinear(nn.Linear):
         self.register_buffer("is_spread", th.zeros(out_features, dtype=th.bool))
         self.register_buffer("count", th.zeros(()))
 
+    def forget(self) -> None:
+        """No opinion before any targets were seen: a random one of 0.5, say, is large or small depending on their unit."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
     def forward(self, features: th.Tensor) -> th.Tensor:
         """(n, out_features) in the unit of the targets."""
         return self.standardized(features) * self.std + self.mean

@@ -242,6 +242,8 @@ def test_reward_advantages_are_those_of_sb3():
         env = vec_env(lambda rank: ScriptedEnv(rank), 2)
         common = {"n_steps": 8, "batch_size": 4, "seed": 0, "device": "cpu", "policy_kwargs": SMALL}
         model = algorithm("MlpPolicy", env, **common, **({"cost_limit": 5.0} if kwargs is not None else {}))
+        # Ours begins without an opinion
+        th.nn.init.ones_(model.policy.value_net.weight)
         model.learn(16, callback=Advantages())
         kept.append(model.kept)
     np.testing.assert_array_equal(kept[0], kept[1])
@@ -279,6 +281,9 @@ def test_rewards_end_at_the_time_limit_where_nothing_is_bootstrapped(
         env = Scaled(vec_env(lambda rank: ScriptedEnv(rank, lengths=(2, 3)), 2))
         model = make_model(env, algorithm, n_steps=7, bootstrap_time_limits=bootstrap, **kwargs)
         monkeypatch.setattr(rollout_loop, "fits", lambda model: is_vector)
+        with th.no_grad():
+            # The value of everything
+            model.policy.value_net.bias.fill_(1.0)
         model.learn(2 * 7, callback=Rewards())
     # Episode 0 ends at its time limit after step 1, episode 1 by termination after 4, episode 2 at its limit after 6
     is_limit = np.isin(np.arange(7), (1, 6))
