@@ -1,6 +1,7 @@
 """Wrappers that give a user's own environment a cost."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -248,7 +249,8 @@ class ExceedanceCost(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if np.ndim(cost) != 0:
             raise ValueError(f"ExceedanceCost sums one number, but info[{self.cost_key!r}] is {cost!r}")
         self._sum += cost
-        exceeds_now = self._sum > self.limit and not self._has_exceeded  # costs may be negative: an episode counts once
+        is_over = self._sum > self.limit and not math.isclose(self._sum, self.limit, rel_tol=1e-6)  # or by rounding
+        exceeds_now = is_over and not self._has_exceeded  # costs may be negative: an episode counts once
         self._has_exceeded = self._has_exceeded or exceeds_now
         return observation, reward, terminated, truncated, {**info, self.key: float(exceeds_now)}
 

@@ -210,6 +210,7 @@ class StopTrainingOnViolation(BaseCallback):
         self.max_violation = max_violation
         self.max_n_violations = max_n_violations
         self.n_violations = 0
+        self._n_judged: int | None = None
 
     def _init_callback(self) -> None:
         if not isinstance(self.parent, CostEvalCallback) and not hasattr(self.model, "ep_cost_mean"):
@@ -218,24 +219,40 @@ class StopTrainingOnViolation(BaseCallback):
                 f"{type(self.model).__name__} has no costs"
             )
 
+    def _on_training_start(self) -> None:
+        # Another training, or the first that this callback sees
+        if self._n_judged is None or self._n_judged > self._n_rollouts:
+            self._n_judged = self._n_rollouts
+
+    @property
+    def _n_rollouts(self) -> int:
+        """Rollouts of training so far."""
+        return 0 if isinstance(self.parent, CostEvalCallback) else self.model.safety.n_updates  # type: ignore[attr-defined]
+
     def _count(self, mean_cost: np.ndarray, limit: np.ndarray) -> None:
+        if np.ndim(self.max_violation) > 0 and np.shape(self.max_violation) != np.shape(limit):
+            raise ValueError(f"max_violation has {np.size(self.max_violation)} entries, for {np.size(limit)} limit(s)")
         is_over = exceeds(mean_cost, limit + np.asarray(self.max_violation)).any()
         self.n_violations = self.n_violations + 1 if is_over else 0
         self._last_violation = mean_cost - limit
-
-    def _on_rollout_end(self) -> None:
-        self._count(self.model.ep_cost_mean, self.model.current_cost_limit)  # type: ignore[attr-defined]
 
     def _on_step(self) -> bool:
         if isinstance(self.parent, CostEvalCallback):
             mean_cost = self.parent.last_mean_cost
             self._count(mean_cost, self.parent.current_cost_limit(len(mean_cost)))
+        elif self._n_judged != self._n_rollouts:
+            # Not in _on_rollout_end, of which callbacks inside of others hear nothing
+            self._count(self.model.ep_cost_mean, self.model.current_cost_limit)  # type: ignore[attr-defined]
+            self._n_judged = self._n_rollouts
         continue_training = self.n_violations <= self.max_n_violations
         if self.verbose >= 1 and not continue_training:
             print(
                 f"Stopping training because the mean episode cost exceeded its limit by {self._last_violation} "
                 f"({self.n_violations} times in a row)"
             )
+        if not continue_training:
+            # The next training begins anew
+            self.n_violations = 0
         return continue_training
 
 

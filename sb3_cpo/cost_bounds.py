@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-from sb3_cpo.cost_limits import TOLERANCE, exceeds
+from sb3_cpo.cost_limits import RELATIVE_ROUNDING, exceeds
 
 Verdict = Literal["satisfied", "not satisfied", "inconclusive"]
 
@@ -57,7 +57,7 @@ def betting_interval(costs: np.ndarray, alpha_lower: float, alpha_upper: float, 
     :param largest: what an episode costs at most
     :raises ValueError: a cost is outside of ``[0, largest]``
     """
-    if not (largest > 0 and np.min(costs) >= 0 and np.max(costs) <= largest * (1 + TOLERANCE)):
+    if not (largest > 0 and np.min(costs) >= 0 and np.max(costs) <= largest * (1 + RELATIVE_ROUNDING)):
         low, high = np.min(costs), np.max(costs)
         raise ValueError(
             f"episode costs from {low:g} to {high:g} do not lie in [0, {largest:g}]: max_episode_cost is what no episode can "

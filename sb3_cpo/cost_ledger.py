@@ -88,6 +88,8 @@ class SafetyRecord:
                 f"cost regret {self.cost_regret[index]:.4g}"
             )
         first = self.first_feasible_step
+        if self.n_updates == 0:
+            return "\n".join([*lines, "No rollout is complete yet"])
         lines.append("The limit was satisfied at no update" if first < 0 else f"First within the limit after {first} steps")
         return "\n".join(lines)
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from sb3_cpo.dual import MAX_CONSTRAINTS
 
-# Sums of costs in floating point: 30 times 0.1 is not more than 3
-TOLERANCE = 1e-9
+# Sums of costs, in single precision too: 30 times 0.1 is not more than 3
+RELATIVE_ROUNDING = 1e-6
 
 Limit: TypeAlias = float | Callable[[float], float]
 CostLimit: TypeAlias = Limit | Sequence[Limit] | Mapping[str, Limit]
@@ -59,7 +59,8 @@ class CostLimits(NamedTuple):
         values = [_call(limit, progress_remaining) if callable(limit) else limit for limit in self.limits]
         for index, value in enumerate(values):
             try:
-                is_finite = bool(np.isfinite(value))
+                values[index] = float(np.asarray(value).item()) if not isinstance(value, str | bytes) else value
+                is_finite = bool(np.isfinite(values[index]))
             except (TypeError, ValueError):
                 is_finite = False
             if not is_finite and self.is_limited:
@@ -126,7 +127,7 @@ def _as_limit(value: Any, place: str) -> Limit:
     if callable(value) and not isinstance(value, type):
         return value
     try:
-        if isinstance(value, str | bool):
+        if isinstance(value, str | bool | np.bool_):
             raise TypeError
         return float(value)
     except (TypeError, ValueError):
@@ -147,7 +148,18 @@ def exceeds(costs: np.ndarray | float, limits: np.ndarray | float) -> np.ndarray
 
     :param costs: (n_costs,), or any shape that goes with that of the limits
     """
-    return np.asarray(costs > limits + TOLERANCE * np.maximum(1.0, np.abs(limits)))
+    return np.asarray(costs > limits + RELATIVE_ROUNDING * np.maximum(np.abs(costs), np.abs(limits)))
+
+
+def excess(costs: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """
+    By how much costs are over their limits, negative where they are below; 0 where they are over by rounding.
+
+    :param costs: (n_costs,)
+    :param limits: (n_costs,)
+    """
+    difference = costs - limits
+    return np.where(exceeds(costs, limits), difference, np.minimum(difference, 0.0))
 
 
 def read_limits(texts: Sequence[str] | None) -> Any:

@@ -1,6 +1,7 @@
 """SB3's model for problems with costs: its arguments and attributes."""
 
 import warnings
+from collections.abc import MutableMapping, MutableSequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +51,8 @@ class CostModel(OnPolicyAlgorithm):
     """``cost_limit``, parsed."""
     ledger: CostLedger
     """What has been counted."""
+    _has_limit_of_env: bool = False
+    """Whether the limit is the environment's own."""
     _resumption: training.Resumption | None = None
     """Where the next ``learn`` goes on."""
     _run: str | None = None
@@ -133,6 +136,7 @@ class CostModel(OnPolicyAlgorithm):
         # Derived here because `load` writes keyword arguments, cost_limit among them, into __dict__ before this call
         if self.cost_limit is None and self.takes_registered_limit and self.env is not None:
             vars(self)["cost_limit"] = registered_cost_limit(self.env)
+            self._has_limit_of_env = True
             if self.verbose >= 1 and self.cost_limit is not None:
                 print(f"Cost limit of the environment: {self.cost_limit}")
         self.cost_limits = self._parse_cost_limit(self.cost_limit)
@@ -206,6 +210,9 @@ class CostModel(OnPolicyAlgorithm):
             safety = self.safety
             self._forget_costs()
             self.ledger.safety = safety
+        if self._has_limit_of_env and self.env is not None and (limit := registered_cost_limit(self.env)) is not None:
+            self.cost_limit = limit
+            self._has_limit_of_env = True
 
     # ---------------------------------------------------------------- attributes
 
@@ -225,15 +232,19 @@ class CostModel(OnPolicyAlgorithm):
     @cost_limit.setter
     def cost_limit(self, cost_limit: CostLimit | None) -> None:
         # In __dict__, where SB3 saves and loads it
-        if (before := self.__dict__.get("cost_limits")) is not None:
-            limits = self._parse_cost_limit(cost_limit)
-            if (limits.keys, limits.n_costs) != (before.keys, before.n_costs):
-                raise ValueError(
-                    f"cost_limit={cost_limit!r} limits other costs than {vars(self)['cost_limit']!r}, with which this model "
-                    "was made: save it, and load it with cost_limit=..."
-                )
-            self.cost_limits = limits
+        if "cost_limits" in vars(self):
+            self.cost_limits = self._parse_same_costs(cost_limit)
         vars(self)["cost_limit"] = cost_limit
+        self._has_limit_of_env = False
+
+    def _parse_same_costs(self, cost_limit: CostLimit | None) -> CostLimits:
+        limits, before = self._parse_cost_limit(cost_limit), self.cost_limits
+        if (limits.keys, limits.n_costs) != (before.keys, before.n_costs):
+            raise ValueError(
+                f"cost_limit={cost_limit!r} limits other costs than {vars(self)['cost_limit']!r}, with which this model was "
+                "made: save it, and load it with cost_limit=..."
+            )
+        return limits
 
     @property
     def n_costs(self) -> int:
@@ -271,6 +282,9 @@ class CostModel(OnPolicyAlgorithm):
     @property
     def current_cost_limit(self) -> np.ndarray:
         """The limits at the present progress of training, (n_costs,)."""
+        if isinstance(self.cost_limit, MutableMapping | MutableSequence | np.ndarray):
+            # An entry may have been assigned
+            self.cost_limits = self._parse_same_costs(self.cost_limit)
         return self.cost_limits.at(self._current_progress_remaining)
 
     def predict_cost_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:

@@ -17,6 +17,7 @@ from sb3_cpo import critics, distributed, log_keys, rollout_loop
 from sb3_cpo.buffers import CostRolloutBuffer
 from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.cost_ledger import Ends
+from sb3_cpo.cost_limits import excess
 from sb3_cpo.cost_signal import LARGEST_COST, MissingCost
 from sb3_cpo.env_facts import (
     check_finite,
@@ -31,7 +32,7 @@ from sb3_cpo.env_facts import (
 from sb3_cpo.env_watch import EnvWatch
 from sb3_cpo.episode_costs import CostEstimate
 from sb3_cpo.log_keys import Row
-from sb3_cpo.mistakes import explain_step, warn_of_negative_limits, warn_of_running_totals
+from sb3_cpo.mistakes import explain_step, warn_of_negative_limits, warn_of_running_totals, warn_of_skipped_steps
 from sb3_cpo.saved_model import SavedModel
 from sb3_cpo.torch_threads import leave_cores_to
 
@@ -48,13 +49,23 @@ class CostRollouts(SavedModel):
     """Our last observations, and what the environments showed then; None: that cannot be told"""
     _steps: Counter[int]
     """Of the environments in this rollout, by the number of our steps before; our own is the last of each number"""
+    _first_episodes: list[tuple[int, int, dict[str, Any]]]
+    """Step, environment and what the monitor says of those that ended in the first rollout"""
     _time_limit: int | None
     """Of the environments in this call of ``learn``; None: not known"""
     _knows_lives: bool
     """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_rollout_callback", "_steps", "_is_stopped_elsewhere", "_left", "_time_limit", "_checkpoints"]
+        own = [
+            "_rollout_callback",
+            "_steps",
+            "_is_stopped_elsewhere",
+            "_left",
+            "_time_limit",
+            "_checkpoints",
+            "_first_episodes",
+        ]
         return [*super()._excluded_save_params(), *own]
 
     def _forget_episodes(self) -> None:
@@ -74,7 +85,7 @@ class CostRollouts(SavedModel):
             self._resumption = None
         for checkpoint in self._checkpoints:
             checkpoint.between_updates()
-        self._is_stopped_elsewhere = False
+        self._is_stopped_elsewhere, self._first_episodes = False, []
         check_finite("observation", self._last_obs, env, self.num_timesteps)
         self._rollout_callback, rollout_buffer.on_full = callback, self._complete_rollout
         steps_before = self.num_timesteps
@@ -201,6 +212,8 @@ class CostRollouts(SavedModel):
             else:
                 self.ledger.returns.append(float(info["episode"]["r"]))
                 lengths[index] = info["episode"]["l"]
+                if self.ledger.estimate is None:
+                    self._first_episodes.append((buffer.pos, index, info["episode"]))
             terminal_obs = info.get("terminal_observation")
             if wrapper is not None:
                 what = f"terminal observation from {wrapper}"
@@ -265,7 +278,8 @@ class CostRollouts(SavedModel):
         before = ledger.estimate
         is_known = self._estimate_cost().n_episodes > 0
         self._warn_of_rollout(before)
-        ledger.safety.add(buffer.costs, self.ep_cost_mean - self.current_cost_limit, self.num_timesteps, is_known)
+        violation = excess(self.ep_cost_mean, self.current_cost_limit)
+        ledger.safety.add(buffer.costs, violation, self.num_timesteps, is_known)
         if self.cost_shaping is not None and buffer.cost_bonus is not None:
             # After this batch's bonus: the bonus comes from earlier batches
             self._record(log_keys.of_shaping(self.cost_shaping.fit_to(buffer), buffer.cost_bonus))
@@ -309,6 +323,8 @@ class CostRollouts(SavedModel):
                 f"(now {self.n_steps})"
             )
         warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits)
+        if self.num_timesteps == buffer.buffer_size * buffer.n_envs * distributed.world_size() and not self._knows_lives:
+            warn_of_skipped_steps(buffer.costs, buffer.episode_ends, self._first_episodes, self.cost_limits)
         warn_of_running_totals(buffer.costs, buffer.episode_ends, self.cost_limits)
 
     def _set_rewards(self) -> None:

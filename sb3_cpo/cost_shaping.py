@@ -57,8 +57,8 @@ class FailurePredictor:
         hidden: int = 32,
         paper_init: bool = False,
     ):
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1, not {horizon}")
+        if horizon < 1 or int(horizon) != horizon:
+            raise ValueError(f"horizon must be a whole number of steps, at least 1, not {horizon}")
         if n_updates < 1:
             raise ValueError(f"n_updates must be at least 1, not {n_updates}")
         if not (np.isfinite(coef).all() and (np.asarray(coef) >= 0).all()):

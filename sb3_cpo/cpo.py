@@ -19,7 +19,7 @@ from sb3_cpo.cost_filter import (
     fixed_distance,
     predict_cost,
 )
-from sb3_cpo.cost_limits import CostLimit
+from sb3_cpo.cost_limits import CostLimit, excess
 from sb3_cpo.cost_shaping import FailurePredictor
 from sb3_cpo.cost_surrogates import CostBatch, cost_batch, newest_with
 from sb3_cpo.critics import CriticBatch
@@ -263,7 +263,7 @@ class CPO(TrustRegionAlgorithm):
 
     def _update_policy(self, rollout: Rollout) -> Row:
         # 1. How much cheaper an episode must become
-        violation = self._constrained_cost(rollout.cost, rollout.limit) - rollout.limit
+        violation = excess(self._constrained_cost(rollout.cost, rollout.limit), rollout.limit)
 
         # 2. How its cost changes with the policy
         recent = self._cost_batches(rollout)

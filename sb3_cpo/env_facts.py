@@ -130,8 +130,18 @@ def name_env(env: VecEnv, index: int | None = None) -> str:
 
 
 def registered_cost_limit(env: VecEnv) -> Any:
-    """The limit that the task carries in an attribute ``cost_limit``: a number, or a mapping of names to limits, or None."""
+    """
+    The limit that the task carries in an attribute ``cost_limit``: a number, or a mapping of names to limits, or None.
+
+    :raises ValueError: the copies carry different ones
+    """
     limit = _attribute(env, "cost_limit")
+    try:
+        others = [] if limit is None else list(env.get_attr("cost_limit"))
+    except Exception:
+        others = []
+    if any(np.asarray(other != limit).any() for other in others):
+        raise ValueError(f"the copies of the environment have different limits, {others}: pass cost_limit=...")
     return dict(limit) if isinstance(limit, dict) else limit
 
 

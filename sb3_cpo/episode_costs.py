@@ -38,6 +38,9 @@ CostEstimator = Callable[[EndedEpisodes], tuple[np.ndarray, np.ndarray]]
 """An estimator of J: from episodes to J and its standard error, (n_costs,) each, the latter NaN where it is not known."""
 
 
+_CONTRACT = "it takes the EndedEpisodes of a rollout and returns J, finite, and its standard error or NaN, (n_costs,) each"
+
+
 def mean_cost(episodes: EndedEpisodes) -> tuple[np.ndarray, np.ndarray]:
     """The mean over episodes, as the paper has it."""
     costs = episodes.costs
@@ -134,7 +137,7 @@ class EpisodeCosts:
         if not self._ended:
             return self._extrapolate(cut_values, max_episode_steps, estimator)
         ended = _together(self._ended)
-        mean, error = estimator(ended)
+        mean, error = _apply(estimator, ended)
         stale = np.concatenate([stale for _, _, stale in self._ended])
         return CostEstimate(
             mean, error, len(ended.costs), float(ended.lengths.mean()), float(stale.sum() / ended.lengths.sum())
@@ -161,11 +164,24 @@ class EpisodeCosts:
             to_come = np.maximum(to_come, cut_values)
         mean = (self.sums + self.discounts * to_come).mean(axis=0)
         if before is not None:
-            mean = np.maximum(mean, estimator(before)[0])
+            mean = np.maximum(mean, _apply(estimator, before)[0])
         stale_share = float(self._stale_lengths.sum() / max(self.lengths.sum(), 1))
         return CostEstimate(
             mean, np.full(self.sums.shape[1], np.nan), 0, length, stale_share, is_length_known=known_length is not None
         )
+
+
+def _apply(estimator: CostEstimator, ended: EndedEpisodes) -> tuple[np.ndarray, np.ndarray]:
+    """J and its standard error by a user's estimator."""
+    name, n_costs = getattr(estimator, "__name__", type(estimator).__name__), ended.costs.shape[1]
+    try:
+        mean, error = (np.asarray(value, dtype=np.float64) for value in estimator(ended))
+    except (TypeError, ValueError) as exception:
+        exception.add_note(f"raised by cost_estimator={name}: {_CONTRACT}")
+        raise
+    if mean.shape != (n_costs,) or error.shape != (n_costs,) or not np.isfinite(mean).all():
+        raise ValueError(f"cost_estimator={name} returned J = {mean} and its error {error} of {n_costs} cost(s): {_CONTRACT}")
+    return mean, error
 
 
 def _together(ended: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> EndedEpisodes:

@@ -186,7 +186,7 @@ def check_learn(total_timesteps: Any, callback: Any) -> None:
     """
     :raises TypeError: what ``learn`` got is no number, or no callback
     """
-    if isinstance(total_timesteps, str) or not np.isreal(total_timesteps):
+    if isinstance(total_timesteps, str) or total_timesteps is None or not np.isreal(total_timesteps):
         raise TypeError(f"total_timesteps must be a number of steps, not {total_timesteps!r}")
     for part in callback if isinstance(callback, list) else [callback]:
         if isinstance(part, type):
@@ -260,6 +260,30 @@ def warn_of_running_totals(costs: np.ndarray, ends: np.ndarray, limits: CostLimi
                 "the limit bounds the sum over the steps, which counts a total again and again. If it is one, "
                 f"safe_envs.CostWrapper(env, total_key={key!r}) makes it a cost per step (sb3_cpo.check_cost_env shows more)"
             )
+
+
+def warn_of_skipped_steps(
+    costs: np.ndarray, ends: np.ndarray, episodes: Iterable[tuple[int, int, dict[str, Any]]], limits: CostLimits
+) -> None:
+    """
+    Warn where a wrapper around the monitor makes several steps of one and passes on only the costs of the last of them.
+
+    :param costs: (n_steps, n_envs, n_costs) of the first rollout
+    :param ends: (n_steps, n_envs), whether an episode ended in that step
+    :param episodes: step, environment and ``info["episode"]`` of the episodes that ended
+    """
+    for step, env, episode in episodes:
+        begin = int(np.flatnonzero(ends[:step, env])[-1]) + 1 if ends[:step, env].any() else 0
+        for index, key in enumerate(limits.keys or ("cost",)):
+            seen, inside = float(costs[begin : step + 1, env, index].sum()), episode.get(key)
+            if episode["l"] > step + 1 - begin and inside is not None and not np.isclose(seen, inside, rtol=1e-3):
+                warnings.warn(
+                    f"an episode of {episode['l']} steps has cost {inside:g} by its monitor, and {seen:g} in the "
+                    f"{step + 1 - begin} steps that the algorithm sees: a wrapper around the monitor repeats actions "
+                    "(MaxAndSkipEnv, for instance) and passes on the info of the last step only. The limit is on what the "
+                    "algorithm sees. Put the wrapper inside of the one that adds the cost, or add the costs up in it"
+                )
+                return
 
 
 def is_running_total(episodes: Iterable[np.ndarray]) -> bool:

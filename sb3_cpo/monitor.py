@@ -115,7 +115,7 @@ class CostMonitor(Monitor[ObsType, ActType]):
         if terminated or truncated:
             # A cost that was never mentioned is not known to be 0
             sums = {key: cost if key in self._mentioned else np.nan for key, cost in self.episode_costs.items()}
-            info["episode"].update({key: round(cost, 6) for key, cost in sums.items()})
+            info["episode"].update({key: float(f"{cost:.9g}") for key, cost in sums.items()})
             if self.results_writer is not None:
                 write_row(self.results_writer, info["episode"])
         return observation, reward, terminated, truncated, info

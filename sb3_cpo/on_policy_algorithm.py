@@ -15,6 +15,7 @@ from sb3_cpo.arguments import check_arguments
 from sb3_cpo.buffers import CostRolloutBufferSamples
 from sb3_cpo.checkpoints import TrainingCheckpoint
 from sb3_cpo.checkpoints.callbacks import walk
+from sb3_cpo.cost_limits import excess
 from sb3_cpo.cost_rollouts import CostRollouts
 from sb3_cpo.defaults import TOTAL_TIMESTEPS
 from sb3_cpo.env_facts import is_wrapped, max_episode_steps, monitor_steps
@@ -43,7 +44,7 @@ class Rollout(NamedTuple):
     @property
     def violation(self) -> np.ndarray:
         """(n_costs,) J minus limit; > 0: exceeded"""
-        return self.cost.mean - self.limit
+        return excess(self.cost.mean, self.limit)
 
 
 class ConstrainedOnPolicyAlgorithm(CostRollouts):

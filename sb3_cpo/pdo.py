@@ -180,7 +180,10 @@ class PDO(TrustRegionAlgorithm):
         self.penalty = penalty if is_same else self._began_with  # type: ignore[assignment]
 
     def _initial_penalty(self) -> np.ndarray:
-        penalty = np.array(self.penalty_coef, dtype=np.float64)
+        try:
+            penalty = np.array(self.penalty_coef, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"penalty_coef must be a number, or one per constraint, not {self.penalty_coef!r}") from None
         if penalty.ndim > 1 or (penalty.ndim == 1 and len(penalty) != self.n_costs):
             raise ValueError(f"penalty_coef has shape {penalty.shape} but cost_limit has {self.n_costs} entries")
         if not (np.isfinite(penalty).all() and (penalty >= 0).all()):

@@ -92,6 +92,8 @@ class SavedModel(CostModel):
         :raises FileNotFoundError: there is no checkpoint
         :raises ValueError: none of them can be read, or they are of other environments
         """
+        if env is None:
+            raise TypeError(f"{cls.__name__}.resume needs an environment, made as for the interrupted training")
         checkpoint = training.find(path)
         model = cls.load(checkpoint.path, maybe_make_env(default_env(env), 0), device, force_reset=False, **kwargs)
         model._resumption = training.Resumption(model, checkpoint)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_cpo.cost_limits import CostLimits
+from sb3_cpo.cost_limits import CostLimits, exceeds
 
 
 class TrainingRecord(NamedTuple):
@@ -95,6 +95,6 @@ def _of_monitor(folder: Path, limits: CostLimits, final_limit: np.ndarray) -> Tr
         int(table["l"].sum()),
         costs.sum(axis=0),
         None,
-        (costs > final_limit).mean(axis=0),
+        exceeds(costs, final_limit).mean(axis=0),
         None,
     )

@@ -41,6 +41,9 @@ class TabularCMDP:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"`{name}` has shape {getattr(self, name).shape}, expected {shape}")
+        for name in ("transitions", "rewards", "costs", "initial"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"`{name}` has entries that are not finite")
         continues = self.transitions.sum(axis=-1)
         if self.transitions.min() < 0 or continues.max() > 1 + 1e-9:
             raise ValueError(f"A row of `transitions` is no probability distribution: its sum is {continues.max():g}")
@@ -107,7 +110,12 @@ class PolicyEvaluation(NamedTuple):
 
 
 def discounted_visits(cmdp: TabularCMDP, policy: np.ndarray) -> np.ndarray:
-    """Expected discounted number of visits to each state, (n_states,): the solution of ``n = initial + gamma P_pi' n``."""
+    """
+    Expected discounted number of visits to each state, (n_states,): the solution of ``n = initial + gamma P_pi' n``.
+
+    :raises ValueError: ``policy`` is none, or its episodes have no end
+    """
+    _check_policy(cmdp, policy)
     return np.linalg.solve(np.eye(cmdp.n_states) - cmdp.gamma * _state_transitions(cmdp, policy).T, cmdp.initial)
 
 
@@ -124,7 +132,12 @@ def q_values(cmdp: TabularCMDP, signal: np.ndarray, policy: np.ndarray) -> np.nd
 
 
 def evaluate(cmdp: TabularCMDP, policy: np.ndarray) -> PolicyEvaluation:
-    """Evaluate a policy exactly, by solving the Bellman equations of the reward and of every cost."""
+    """
+    Evaluate a policy exactly, by solving the Bellman equations of the reward and of every cost.
+
+    :param policy: probabilities of the actions, (n_states, n_actions)
+    :raises ValueError: ``policy`` is none, or its episodes have no end
+    """
     visits = discounted_visits(cmdp, policy)
     q = np.stack([q_values(cmdp, signal, policy) for signal in (cmdp.rewards, *cmdp.costs)])
     values = (policy * q).sum(axis=-1)
@@ -142,6 +155,20 @@ def evaluate(cmdp: TabularCMDP, policy: np.ndarray) -> PolicyEvaluation:
         ep_len_mean=float(visits.sum()),
         state_distribution=visits / visits.sum(),
     )
+
+
+def _check_policy(cmdp: TabularCMDP, policy: np.ndarray) -> None:
+    if policy.shape != cmdp.rewards.shape or not (policy.min() >= 0 and np.allclose(policy.sum(axis=1), 1)):
+        raise ValueError(f"a policy has a row of probabilities, which sum to 1, for each state: shape {cmdp.rewards.shape}")
+    if cmdp.gamma == 1:
+        # The probability that an episode goes on, from each state: an end that can be reached is no farther than n_states
+        continues, transitions = np.ones(cmdp.n_states), _state_transitions(cmdp, policy)
+        for _ in range(cmdp.n_states):
+            continues = transitions @ continues
+            if continues.max() < 1 - 1e-12:
+                break
+        else:
+            raise ValueError("with gamma = 1, every state must lead to an end under the policy: one goes on for ever")
 
 
 def _state_transitions(cmdp: TabularCMDP, policy: np.ndarray) -> np.ndarray:

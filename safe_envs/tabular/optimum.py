@@ -46,6 +46,8 @@ def solve_cmdp(cmdp: TabularCMDP) -> Optimum | None:
     except ImportError as error:
         raise ImportError("The optimum of a tabular CMDP needs scipy: pip install scipy") from error
     n_states, n_actions = cmdp.rewards.shape
+    if cmdp.gamma == 1 and (cmdp.transitions.sum(axis=-1) >= 1 - 1e-12).all():
+        raise ValueError("with gamma = 1, episodes need an end: no row of transitions sums to less than 1")
     arrivals = cmdp.gamma * cmdp.transitions.reshape(-1, n_states).T
     flow = np.repeat(np.eye(n_states), n_actions, axis=1) - arrivals
     solution = linprog(
@@ -77,7 +79,10 @@ def trust_region_update(cmdp: TabularCMDP, old: np.ndarray, target_kl: float) ->
     infeasibility is removed by moving back towards ``old``, except for one part in a million of a cost's standard deviation.
 
     :param old: a policy that respects the limits, with positive probabilities; ValueError otherwise
+    :param target_kl: positive
     """
+    if not target_kl > 0:
+        raise ValueError(f"target_kl must be positive, not {target_kl}")
     try:
         from scipy.optimize import minimize
     except ImportError as error:

@@ -58,8 +58,10 @@ def share_of(n_envs: int) -> int:
     """
     Copies of the environment that this process steps.
 
-    :raises ValueError: they cannot be divided
+    :raises ValueError: there is none, or they cannot be divided
     """
+    if n_envs < 1:
+        raise ValueError(f"n_envs must be at least 1, not {n_envs}")
     if n_envs % distributed.world_size():
         raise ValueError(f"n_envs={n_envs} cannot be divided among {distributed.world_size()} processes")
     return n_envs // distributed.world_size()
