@@ -15,9 +15,10 @@ import gymnasium as gym
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import GROUPS
+from measures import NOISE
 from scipy.optimize import curve_fit
 from stable_baselines3.common.logger import Logger
+from tasks import PAPER, VELOCITY
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, make_vec_env
@@ -25,7 +26,6 @@ from sb3_cpo import CPO, make_vec_env
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-SHARE = "train/cost_gradient_noise"
 N_DRAWS, MAX_COPIES = 16, 100
 
 
@@ -56,7 +56,7 @@ def measure(trained: CPO, task: str, size: int, seed: int) -> float:
     model.set_parameters(trained.get_parameters())
     model.set_logger(Logger(None, []))
     model.learn(n_steps * n_envs)
-    return float(model.logger.name_to_value[SHARE])
+    return float(model.logger.name_to_value[NOISE])
 
 
 def expected_share(size: np.ndarray, half: float) -> np.ndarray:
@@ -65,8 +65,8 @@ def expected_share(size: np.ndarray, half: float) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = (*GROUPS["paper"], *GROUPS["velocity"])
-    parser.add_argument("--tasks", nargs="+", choices=tasks, default=["SafePointCircle-v0", "SafeHalfCheetahVelocity-v0"])
+    default = ["SafePointCircle-v0", "SafeHalfCheetahVelocity-v0"]
+    parser.add_argument("--tasks", nargs="+", choices=(*PAPER, *VELOCITY), default=default)
     parser.add_argument("--steps", type=float, default=5e5, help="of training, before")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000])
     parser.add_argument("--repeats", type=int, default=5, help="rollouts of each size")

@@ -18,8 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import judge
-from promise import make_row as promise_row
+from measures import HIGHEST_SHARE, MEAN_SHARE, OVER_LATE, OVER_SINCE, judge, make_row
 from runs import Run, load_logs, plan, run_all
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -103,8 +102,8 @@ def with_limits(log: pd.DataFrame, limits: Mapping[str, float]) -> pd.DataFrame:
 
 def describe(log: pd.DataFrame) -> pd.DataFrame:
     """A row per constraint."""
-    columns = ["cost", "mean J / limit", "over, since", "over, late", "highest since", "return"]
-    return pd.DataFrame(judge(pd.DataFrame([promise_row(row) for row in log.to_dict("records")])))[columns]
+    columns = ["cost", MEAN_SHARE, OVER_SINCE, OVER_LATE, HIGHEST_SHARE, "return"]
+    return pd.DataFrame(judge(pd.DataFrame([make_row(row) for row in log.to_dict("records")])))[columns]
 
 
 def main() -> None:
