@@ -22,7 +22,7 @@ def main() -> None:
 
     # Networks this small run fastest on one thread; the environments have the other cores
     th.set_num_threads(1)
-    model = CPO("MlpPolicy", "SafePointCircle-v0", gamma=0.995, seed=args.seed, verbose=1)
+    model = CPO("MlpPolicy", "SafePointCircle-v0", seed=args.seed, verbose=1)
     model.set_logger(configure(str(args.output), ["stdout", "csv", "tensorboard"]))
     model.learn(args.total_timesteps, log_interval=1, progress_bar=True)
     model.save(args.output / "model")
