@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -328,22 +327,39 @@ def test_a_run_that_fails_does_not_stop_the_others(promise, monkeypatch, capfd):
     assert Path("out/double integrator_seed0.csv").exists()
 
 
+# promise.py whose run ends itself and everything around it, as kill -9 does, when its fifth row is dumped: a rollout after
+# its fourth checkpoint. Processes of runs read this, too
+KILLED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(SCRIPTS / "experiments")!r})
+import promise, runs
+
+write = runs._Rows.write
+
+def write_and_die(rows, *args, **kwargs):
+    write(rows, *args, **kwargs)
+    if len(rows.rows) == 5:
+        os.killpg(0, signal.SIGKILL)
+
+runs._Rows.write = write_and_die
+if __name__ == "__main__":
+    promise.main()
+"""
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path):
     args = (*PROMISE, "--only", "double integrator", "--steps", "2500", "--save-every", "0")
-    checkpoints = tmp_path / "out" / "double integrator_seed0.checkpoints"
     where = {"cwd": tmp_path, "env": ENVIRONMENT, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen(command("experiments/promise.py", *args), start_new_session=True, **where) as process:
-        try:
-            end = time.monotonic() + 200
-            while not list(checkpoints.glob("*_[3-9]00_steps.zip")) and time.monotonic() < end and process.poll() is None:
-                time.sleep(0.01)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-    n_steps = find_checkpoint(checkpoints).state["num_timesteps"]
+    killed = tmp_path / "killed.py"
+    killed.write_text(KILLED)
+    result = subprocess.run([sys.executable, "-W", "ignore", str(killed), *args], start_new_session=True, **where)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    checkpoints = tmp_path / "out" / "double integrator_seed0.checkpoints"
+    assert find_checkpoint(checkpoints).state["num_timesteps"] == 400
     assert not (tmp_path / "out" / "double integrator_seed0.csv").exists()
 
     result = subprocess.run(command("experiments/promise.py", *args), text=True, check=True, **where)
-    assert f"from step {n_steps:,} to 2,500" in result.stderr
+    assert "from step 400 to 2,500" in result.stderr
     subprocess.run(command("experiments/promise.py", *args, "--output", "whole"), check=True, **where)
     resumed, whole = (tmp_path / folder / "double integrator_seed0.csv" for folder in ("out", "whole"))
     assert len(pd.read_csv(whole)) == 25
@@ -480,31 +496,30 @@ def test_several_limits_are_held_against_their_weighted_sum(promise, monkeypatch
     assert (tmp_path / "out" / "SafePointCircle-v0.png").exists()
 
 
+def test_half_is_noise_at_the_size_that_the_shares_were_made_with(promise):
+    import noise_share
+
+    # At three times the size at which a half is noise, a quarter is
+    sizes = np.array([7_000.0, 21_000.0, 63_000.0])
+    assert noise_share.size_of_half([*sizes], [1 / 2, 1 / 4, 1 / 10]) == pytest.approx(7_000, rel=1e-4)
+    noise = 0.02 * np.random.default_rng(0).standard_normal((200, 3))
+    shares = (noise_share.expected_share(sizes, 7_000) + noise).ravel()
+    assert noise_share.size_of_half(np.tile(sizes, 200), shares) == pytest.approx(7_000, rel=0.02)
+
+
 def test_the_noise_share_is_measured_and_kept(promise, monkeypatch, tmp_path, capfd):
     import noise_share
 
-    args = [
-        "--tasks",
-        "SafePointCircle-v0",
-        "--steps",
-        "20000",
-        "--sizes",
-        "1000",
-        "20000",
-        "--repeats",
-        "2",
-        "--output",
-        "out",
-    ]
+    few = ("--steps", "20000", "--sizes", "1000", "20000", "--repeats", "2")
+    args = ["--tasks", "SafePointCircle-v0", *few, "--output", "out"]
     monkeypatch.setattr(sys, "argv", ["noise_share.py", *args])
     noise_share.main()
-    kept = tmp_path / "out" / "SafePointCircle-v0.csv"
-    shares = pd.read_csv(kept).groupby("size")["share"].mean()
+    kept = pd.read_csv(tmp_path / "out" / "SafePointCircle-v0.csv")
+    shares = kept.groupby("size")["share"].mean()
     assert 0 < shares[20_000] < shares[1000] < 1.2
     (row,) = pd.read_csv(tmp_path / "out" / "noise.csv").to_dict("records")
+    assert row["half is noise at"] == pytest.approx(noise_share.size_of_half(kept["size"], kept["share"]), rel=1e-2)
     assert row["in episodes"] == pytest.approx(row["half is noise at"] / 65, rel=1e-2)
-    # What the curve says is between what was measured
-    assert noise_share.expected_share(1000, row["half is noise at"]) == pytest.approx(shares[1000], abs=0.3)
     monkeypatch.setattr(noise_share, "measure", None)
     noise_share.main()
     assert (tmp_path / "out" / "noise.png").exists()
@@ -542,6 +557,14 @@ def test_benchmark_trains_with_the_code_of_a_commit_in_turns_with_this_code(tmp_
     table = run("benchmark.py", "train", *options, folder=tmp_path)
     assert "CPO of HEAD" in table
     assert "stepping alone" in table
+
+
+def test_each_benchmark_says_what_it_measures(tmp_path):
+    commands = ("envs", "stepping", "train", "collect", "update", "memory", "scaling", "processes")
+    out = " ".join(run("benchmark.py", "--help", folder=tmp_path).split())
+    for name in commands:
+        assert f"python scripts/benchmark.py {name}" in out
+        assert re.search(rf" {name} (Compare|How|Peak) ", out)
 
 
 def test_stepping_is_measured_without_the_libraries_that_are_not_there(tmp_path):

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from measures import NOISE
+from numpy.typing import ArrayLike
 from scipy.optimize import curve_fit
 from stable_baselines3.common.logger import Logger
 from tasks import PAPER, VELOCITY
@@ -63,6 +64,12 @@ def expected_share(size: np.ndarray, half: float) -> np.ndarray:
     return 1 / (1 + size / half)
 
 
+def size_of_half(sizes: ArrayLike, shares: ArrayLike) -> float:
+    """The size at which a half is noise, by least squares."""
+    (half,), _ = curve_fit(expected_share, sizes, shares, p0=[10_000.0])
+    return float(half)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ["SafePointCircle-v0", "SafeHalfCheetahVelocity-v0"]
@@ -85,7 +92,7 @@ def main() -> None:
                     table.loc[len(table)] = [size, repeat, measure(trained, task, size, 1000 + repeat)]
                     table.to_csv(path, index=False, float_format="%.4g")
         known = table.dropna()
-        (half,), _ = curve_fit(expected_share, known["size"], known["share"], p0=[10_000.0])
+        half = size_of_half(known["size"], known["share"])
         means = known.groupby("size")["share"].agg(["mean", "std"])
         axis.errorbar(means.index, means["mean"], means["std"], fmt="o", color=f"C{color}", capsize=3)
         sizes = np.geomspace(min(args.sizes), max(args.sizes), 100)
