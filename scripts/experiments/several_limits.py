@@ -4,9 +4,9 @@ constraint on their weighted sum.
 
     python scripts/experiments/several_limits.py --tasks SafePointCircle-v0 SafeAntCircle-v0 --steps 2e6 --seeds 0 1 2
 
-The weighted sum adds what each cost is of its limit, and is limited to the number of costs: who satisfies all limits satisfies
-it, but not the other way round. CPO has its defaults but for the limits. Runs that are done are skipped, those that were
-stopped go on.
+The weighted sum adds each cost divided by its limit, and is limited to the number of costs: a policy that satisfies all limits
+also satisfies it, but not the other way round. CPO has its defaults but for the limits. Runs that are done are skipped, those
+that were stopped go on.
 """
 
 import argparse

@@ -51,8 +51,8 @@ class DoubleIntegrator(gym.Env):
 
 class Inventory(gym.Env):
     """
-    A shop orders every morning, at most 20 pieces, sells what is asked for, and pays for what it keeps over night. A customer
-    who goes away with nothing costs.
+    A shop orders at most 20 pieces every morning, sells what customers ask for, and pays for what it keeps over night. Each
+    piece that a customer asks for and does not get costs 1.
     """
 
     observation_space = spaces.Box(0, np.inf, (2,))
@@ -73,7 +73,7 @@ class Inventory(gym.Env):
 
 
 class Queue(gym.Env):
-    """Whoever comes may be let in, which pays. Every step costs as many as wait; it serves one of them at best."""
+    """A customer who arrives may be let in, which pays 1. A step serves at most one, and costs how many wait."""
 
     observation_space = spaces.Discrete(31)
     action_space = spaces.Discrete(2)
