@@ -3,8 +3,8 @@ How large must a batch be? The share of noise in the gradient of the cost agains
 
     python scripts/experiments/noise_share.py --tasks SafePointCircle-v0 SafeHalfCheetahVelocity-v0 --steps 5e5
 
-CPO is trained with its defaults; then the policy that it has come to plays rollouts of each size, and the share is measured by
-random signs of the episodes (sixteen draws where training has two). Noise falls as 1 / size and the signal stays, so that the
+CPO is trained with its defaults; then its policy plays rollouts of each size, and the share is measured by random signs of
+the episodes (sixteen draws where training has two). Noise falls as 1 / size and the signal stays, so that the
 share is 1 / (1 + size / half), where half is the size at which a half is noise. Trained policies and measured shares are kept.
 """
 
