@@ -14,14 +14,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import COST, GROUPS, OF_UPDATES, markdown
+from measures import ACTUAL, COST, ERROR, MARGIN, NOISE, OF_UPDATES, PREDICTED, markdown
+from tasks import GROUPS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
-
-PREDICTED, ACTUAL = OF_UPDATES["predicted"], OF_UPDATES["actual"]
-ERROR = "rollout/ep_cost_std_error"
 
 
 def as_log(run: pd.DataFrame, name: str = "cost") -> pd.DataFrame:
@@ -49,9 +47,9 @@ def slope_without_noise(rows: pd.DataFrame) -> float:
         "error": rows[ERROR].shift(),
         "estimate": rows[COST].shift(),
     }
-    if OF_UPDATES["margin"] in rows:
+    if MARGIN in rows:
         # A row shows the margin after its update
-        columns["margin"] = rows[OF_UPDATES["margin"]].shift()
+        columns["margin"] = rows[MARGIN].shift()
     known = pd.DataFrame(columns).dropna()
     noise_variance = (known.pop("error") ** 2).mean()
     known -= known.mean()
@@ -101,7 +99,7 @@ def load(folder: Path) -> dict[str, list[pd.DataFrame]]:
 def describe(task: str, folder: str, runs: list[pd.DataFrame]) -> dict[str, Any]:
     """A row: means over all late updates and seeds; the slopes are means over seeds."""
     late = pd.concat(runs)
-    noise = late[name].mean() if (name := OF_UPDATES["noise"]) in late else np.nan
+    noise = late[NOISE].mean() if NOISE in late else np.nan
     slope = np.mean([slope_without_noise(run) for run in runs])
     return {
         "task": task,

@@ -17,9 +17,22 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
-from promise import COST, GROUPS, PLAIN, judge, make_row
+from calibration import draw_calibration, slope_without_noise
+from measures import (
+    ACTUAL,
+    COST,
+    ERROR,
+    HIGHEST_SHARE,
+    MEAN_SHARE,
+    NOISE,
+    OVER_LATE,
+    OVER_SINCE,
+    PREDICTED,
+    judge,
+    make_row,
+)
 from runs import Run, load_logs, plan, run_all
+from tasks import PAPER, PLAIN, VELOCITY
 
 from sb3_cpo import CPO
 from sb3_cpo.dual import Dual, solve_dual
@@ -91,7 +104,7 @@ VARIANTS: dict[str, tuple[type[CPO], dict[str, Any]]] = {
 KEPT = {
     "time/total_timesteps",
     *(f"rollout/{name}" for name in ("ep_rew_mean", "ep_rew_mean_rollout", "n_episodes", "cost_limit")),
-    *(COST, "rollout/ep_cost_std_error", "train/is_feasible", "train/nu", PREDICTED, ACTUAL, "train/cost_gradient_noise"),
+    *(COST, ERROR, "train/is_feasible", "train/nu", PREDICTED, ACTUAL, NOISE),
 }
 
 
@@ -110,7 +123,7 @@ def describe(log: pd.DataFrame) -> dict[str, Any]:
     is_recovery = updates["train/is_feasible"] == 0
     is_active = ~is_recovery & (updates["train/nu"] > 0)
     return {
-        **{key: judged[key] for key in ("mean J / limit", "over, since", "over, late", "highest since", "return")},
+        **{key: judged[key] for key in (MEAN_SHARE, OVER_SINCE, OVER_LATE, HIGHEST_SHARE, "return")},
         "no constraint active": (~is_recovery & ~is_active).mean(),
         "constraint active": is_active.mean(),
         "recovery": is_recovery.mean(),
@@ -125,8 +138,8 @@ def draw_task(logs: dict[str, list[pd.DataFrame]], title: str, path: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = (*GROUPS["paper"], *GROUPS["velocity"])
-    parser.add_argument("--tasks", nargs="+", choices=tasks, default=["SafePointCircle-v0", "SafeHalfCheetahVelocity-v0"])
+    default = ["SafePointCircle-v0", "SafeHalfCheetahVelocity-v0"]
+    parser.add_argument("--tasks", nargs="+", choices=(*PAPER, *VELOCITY), default=default)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=float, default=1e6)

@@ -19,8 +19,9 @@ from typing import Any
 import gymnasium as gym
 import matplotlib
 import pandas as pd
-from promise import PAPER, PLAIN, VELOCITY, make_row, markdown, measure, read_run
+from measures import make_row, markdown, measure, read_run
 from runs import Run, plan, run_all
+from tasks import PAPER, PLAIN, VELOCITY
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, FPO, PDO, TRPO, FailurePredictor, make_vec_env

@@ -3,8 +3,8 @@ How large must a batch be? The share of noise in the gradient of the cost agains
 
     python scripts/experiments/noise_share.py --tasks SafePointCircle-v0 SafeHalfCheetahVelocity-v0 --steps 5e5
 
-CPO is trained with its defaults; then the policy that it has come to plays rollouts of each size, and the share is measured by
-random signs of the episodes (sixteen draws where training has two). Noise falls as 1 / size and the signal stays, so that the
+CPO is trained with its defaults; then its policy plays rollouts of each size, and the share is measured by random signs of
+the episodes (sixteen draws where training has two). Noise falls as 1 / size and the signal stays, so that the
 share is 1 / (1 + size / half), where half is the size at which a half is noise. Trained policies and measured shares are kept.
 """
 
@@ -15,9 +15,11 @@ import gymnasium as gym
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import GROUPS
+from measures import NOISE
+from numpy.typing import ArrayLike
 from scipy.optimize import curve_fit
 from stable_baselines3.common.logger import Logger
+from tasks import PAPER, VELOCITY
 
 from safe_envs import BatchVecEnv
 from sb3_cpo import CPO, make_vec_env
@@ -25,7 +27,6 @@ from sb3_cpo import CPO, make_vec_env
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-SHARE = "train/cost_gradient_noise"
 N_DRAWS, MAX_COPIES = 16, 100
 
 
@@ -56,17 +57,23 @@ def measure(trained: CPO, task: str, size: int, seed: int) -> float:
     model.set_parameters(trained.get_parameters())
     model.set_logger(Logger(None, []))
     model.learn(n_steps * n_envs)
-    return float(model.logger.name_to_value[SHARE])
+    return float(model.logger.name_to_value[NOISE])
 
 
 def expected_share(size: np.ndarray, half: float) -> np.ndarray:
     return 1 / (1 + size / half)
 
 
+def size_of_half(sizes: ArrayLike, shares: ArrayLike) -> float:
+    """The size at which a half is noise, by least squares."""
+    (half,), _ = curve_fit(expected_share, sizes, shares, p0=[10_000.0])
+    return float(half)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = (*GROUPS["paper"], *GROUPS["velocity"])
-    parser.add_argument("--tasks", nargs="+", choices=tasks, default=["SafePointCircle-v0", "SafeHalfCheetahVelocity-v0"])
+    default = ["SafePointCircle-v0", "SafeHalfCheetahVelocity-v0"]
+    parser.add_argument("--tasks", nargs="+", choices=(*PAPER, *VELOCITY), default=default)
     parser.add_argument("--steps", type=float, default=5e5, help="of training, before")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000])
     parser.add_argument("--repeats", type=int, default=5, help="rollouts of each size")
@@ -85,7 +92,7 @@ def main() -> None:
                     table.loc[len(table)] = [size, repeat, measure(trained, task, size, 1000 + repeat)]
                     table.to_csv(path, index=False, float_format="%.4g")
         known = table.dropna()
-        (half,), _ = curve_fit(expected_share, known["size"], known["share"], p0=[10_000.0])
+        half = size_of_half(known["size"], known["share"])
         means = known.groupby("size")["share"].agg(["mean", "std"])
         axis.errorbar(means.index, means["mean"], means["std"], fmt="o", color=f"C{color}", capsize=3)
         sizes = np.geomspace(min(args.sizes), max(args.sizes), 100)

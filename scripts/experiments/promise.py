@@ -15,28 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from measures import MEAN_SHARE, OVER_BY_ERROR, OVER_LATE, OVER_SINCE, judge, make_row, markdown
 from runs import Run, run_all
-from scipy import stats
-from small_tasks import ALL_SMALL_TASKS, SMALL_TASKS, UNSEEN_TASKS, missing_package
+from tasks import ALL_SMALL_TASKS, GROUPS, make_model, missing_package
 
-from sb3_cpo import CPO, make_vec_env
-
-VELOCITY = tuple(f"Safe{robot}Velocity-v0" for robot in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d"))
-PAPER = tuple(f"Safe{task}-v0" for task in ("PointCircle", "PointGather", "AntCircle", "AntGather", "HumanoidCircle"))
-GROUPS = {"velocity": VELOCITY, "paper": PAPER, "small": tuple(SMALL_TASKS), "unseen": tuple(UNSEEN_TASKS)}
-# The paper's update: its costs are then not discounted, and the limit is on the mean itself
-PLAIN: dict[str, Any] = {"n_noise_draws": 0}
 STEPS = {"velocity": 3e6, "paper": 2e6}
-COST = "rollout/ep_cost_mean"
-# What an update expected to change of J, what came, and how much of the cost gradient is noise
-OF_UPDATES = {
-    "predicted": "train/predicted_cost_change",
-    "actual": "train/actual_cost_change",
-    "noise": "train/cost_gradient_noise",
-    "margin": "train/cost_margin",
-}
-# J of the published runs is the mean of the last 50 episodes
-WINDOW = 50
+BESIDE = "published / best possible"
 # Published CPO on the way (return / cost; Milosevic et al., 2025, raw logs, 5 seeds): steps -> what it had
 PUBLISHED = {
     "SafeAntVelocity-v0": {1e6: "1306 / 17.7", 2e6: "2325 / 19.5", 3e6: "2669 / 20.3"},
@@ -47,125 +31,6 @@ PUBLISHED = {
     "SafeSwimmerVelocity-v0": {1e7: "65 / 18.2"},
     "SafeWalker2dVelocity-v0": {1e7: "2075 / 21.9"},
 }
-
-
-def make_model(run: Run) -> CPO:
-    """The one line: nothing is said but the limit, and that only where the environment does not say it."""
-    if run.task not in ALL_SMALL_TASKS:
-        return CPO("MlpPolicy", run.task, seed=run.seed, device="cpu", **run.settings)
-    task = ALL_SMALL_TASKS[run.task]
-    env = make_vec_env(task.make, seed=run.seed)
-    return CPO("MlpPolicy", env, task.cost_limit, seed=run.seed, device="cpu", **run.settings)
-
-
-def make_row(log: dict[str, Any]) -> dict[str, Any]:
-    row = {
-        "steps": log["time/total_timesteps"],
-        "return": log.get("rollout/ep_rew_mean_rollout", np.nan),
-        "episodes": log["rollout/n_episodes"],
-    }
-    # Where costs are shaped, the changes are of the shaped cost
-    is_shaped = any(key.startswith("rollout/ep_shaped_cost_mean") for key in log)
-    for key, cost in log.items():
-        if key.startswith(COST):
-            suffix = key.removeprefix(COST)
-            name = suffix.removeprefix("/") or "cost"
-            error = log.get(f"rollout/ep_cost_std_error{suffix}", np.nan)
-            row |= {f"J {name}": cost, f"error {name}": error, f"limit {name}": log[f"rollout/cost_limit{suffix}"]}
-            if not is_shaped:
-                row |= {f"{short} {name}": log[full + suffix] for short, full in OF_UPDATES.items() if full + suffix in log}
-    return row
-
-
-def smoothed(j: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
-    """
-    After each rollout, the mean cost of the last 50 episodes (of more, where the rollout has more). A rollout in which none
-    ended counts by its estimate, as one episode.
-    """
-    n_episodes = np.maximum(n_episodes, 1)
-    means = []
-    for last in range(len(j)):
-        weight, total = 0.0, 0.0
-        for index in range(last, -1, -1):
-            share = n_episodes[index] if index == last else min(n_episodes[index], max(WINDOW - weight, 0))
-            weight, total = weight + share, total + share * j[index]
-            if weight >= WINDOW:
-                break
-        means.append(total / max(weight, 1))
-    return np.array(means)
-
-
-def share_by_error(share: np.ndarray, error: np.ndarray, n_episodes: np.ndarray) -> np.ndarray:
-    """
-    After each rollout, the probability that the mean cost of 50 episodes is over the limit by its error alone: where the
-    expected one, what the ten rollouts around show, is within it. 0 where that is over the limit itself.
-
-    :param share: J over the limit
-    :param error: its standard error, NaN where it is not known
-    """
-    around = pd.Series(share).rolling(11, center=True, min_periods=1).mean().to_numpy()
-    error = error * np.sqrt(np.minimum(n_episodes / WINDOW, 1))
-    return np.where((error > 0) & (around <= 1), stats.norm.sf((1 - around) / np.where(error > 0, error, 1)), 0.0)
-
-
-def last_fifth(run: pd.DataFrame) -> slice:
-    return slice(-max(len(run) // 5, 1), None)
-
-
-def judge(run: pd.DataFrame) -> list[dict[str, Any]]:
-    """
-    One row per constraint: all of the run, its last fifth, and from the first time that J reaches the limit (from below or
-    from above) to the end; a run that never reaches it counts from its beginning.
-    """
-    rows = []
-    late = last_fifth(run)
-    for name in (key[2:] for key in run if key.startswith("J ")):
-        share = (run[f"J {name}"] / run[f"limit {name}"]).to_numpy()
-        is_there = share <= 1 if share[0] > 1 else share >= 1
-        first = int(np.argmax(is_there))
-        fifty = smoothed(share, run["episodes"].to_numpy())
-        error = (run.get(f"error {name}", pd.Series(np.nan, run.index)) / run[f"limit {name}"]).to_numpy()
-        by_error = (
-            share_by_error(share, error, run["episodes"].to_numpy()) if np.isfinite(error).any() else np.full(len(run), np.nan)
-        )
-        rows.append(
-            {
-                "cost": name,
-                "reached at": int(run["steps"].iloc[first]) if is_there.any() else "never",
-                "mean J / limit": share[first:].mean(),
-                "over, all": np.mean(fifty > 1),
-                "over, since": np.mean(fifty[first:] > 1),
-                "by error": by_error[first:].mean(),
-                "over, late": np.mean(fifty[late] > 1),
-                "highest since": fifty[first:].max(),
-                "return": run["return"].iloc[late].mean(),
-                "steps": int(run["steps"].iloc[-1]),
-            }
-        )
-    return rows
-
-
-def read_run(path: Path) -> pd.DataFrame:
-    """A run with one constraint, and beside its J, that of a rollout, the one of the last 50 episodes: ``J``."""
-    log = pd.read_csv(path)
-    return log.assign(J=smoothed(log["J cost"].to_numpy(), log["episodes"].to_numpy()))
-
-
-def measure(log: pd.DataFrame) -> dict[str, float]:
-    """
-    Of one whole run, as the benchmarks of the field have it.
-
-    :param log: from ``read_run``
-    """
-    is_over, late = log["J"] > log["limit cost"], last_fifth(log)
-    return {
-        "return": log["return"].iloc[late].mean(),
-        "cost": log["J"].iloc[late].mean(),
-        "over, all": is_over.mean(),
-        "over, late": is_over.iloc[late].mean(),
-        "highest J": log["J"].max(),
-        "regret": (log["J"] - log["limit cost"]).clip(lower=0).sum(),
-    }
 
 
 def judge_all(folder: Path) -> list[dict[str, Any]]:
@@ -179,11 +44,11 @@ def judge_all(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(known, key=lambda path: (order.index(paths[path]), path.stem)):
         task, seed = path.stem.rsplit("_", 1)
         for row in judge(pd.read_csv(path)):
-            rows.append({"task": task, "seed": seed.removeprefix("seed"), **row, "beside": beside(task, row["steps"])})
+            rows.append({"task": task, "seed": seed.removeprefix("seed"), **row, BESIDE: others(task, row["steps"])})
     return rows
 
 
-def beside(task: str, n_steps: int) -> str:
+def others(task: str, n_steps: int) -> str:
     """What others have after about as many steps, or what the best policy has."""
     if task in ALL_SMALL_TASKS and ALL_SMALL_TASKS[task].best_return is not None:
         return f"best possible {ALL_SMALL_TASKS[task].best_return():.3g}"  # type: ignore[misc]
@@ -200,31 +65,12 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     summary = []
     for (task, cost, n_steps), group in groups.items():
         returns = [row["return"] for row in group]
-        means = {
-            key: np.mean([row[key] for row in group])
-            for key in ("mean J / limit", "over, since", "by error", "over, late", "return")
-        }
+        averaged = (MEAN_SHARE, OVER_SINCE, OVER_BY_ERROR, OVER_LATE, "return")
+        means = {key: np.mean([row[key] for row in group]) for key in averaged}
         spread = "" if len(group) == 1 else f"{min(returns):.4g} to {max(returns):.4g}"
-        row = {"task": task, "cost": cost, "steps": n_steps, "seeds": len(group), **means, "from to": spread}
-        summary.append({**row, "beside": group[0]["beside"]})
+        row = {"task": task, "cost": cost, "steps": n_steps, "seeds": len(group), **means, "lowest to highest return": spread}
+        summary.append({**row, BESIDE: group[0][BESIDE]})
     return summary
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table, numbers rounded by what they are."""
-    header = list(rows[0])
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in rows:
-        cells = dict(row)
-        for key in row:
-            if key.startswith("over") or key == "by error":
-                cells[key] = "" if np.isnan(row[key]) else f"{row[key]:.0%}"
-            elif key in ("mean J / limit", "highest since"):
-                cells[key] = f"{row[key]:.2f}"
-            elif key == "return":
-                cells[key] = f"{row[key]:.4g}"
-        lines.append("| " + " | ".join(str(cells[key]) for key in header) + " |")
-    return "\n".join(lines)
 
 
 def table(folder: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from comparison import ALGORITHMS, curve, load, shorten
-from promise import measure
+from measures import measure
 
 matplotlib.use("Agg")
 

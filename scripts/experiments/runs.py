@@ -56,7 +56,8 @@ def plan(
     path_of: Callable[[str, str, int], Path],
 ) -> dict[Path, Run]:
     """
-    CSV file -> run, of every task, algorithm and seed; seed by seed, so that who stops has compared everything on fewer seeds.
+    CSV file -> run, of every task, algorithm and seed; seed by seed, so that an experiment that is stopped has compared
+    everything on fewer seeds.
 
     :param names: of the algorithms
     :param settings_of: task, algorithm -> arguments that differ from its defaults

@@ -4,9 +4,9 @@ constraint on their weighted sum.
 
     python scripts/experiments/several_limits.py --tasks SafePointCircle-v0 SafeAntCircle-v0 --steps 2e6 --seeds 0 1 2
 
-The weighted sum adds what each cost is of its limit, and is limited to the number of costs: who satisfies all limits satisfies
-it, but not the other way round. CPO has its defaults but for the limits. Runs that are done are skipped, those that were
-stopped go on.
+The weighted sum adds each cost divided by its limit, and is limited to the number of costs: a policy that satisfies all limits
+also satisfies it, but not the other way round. CPO has its defaults but for the limits. Runs that are done are skipped, those
+that were stopped go on.
 """
 
 import argparse
@@ -18,8 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import judge
-from promise import make_row as promise_row
+from measures import HIGHEST_SHARE, MEAN_SHARE, OVER_LATE, OVER_SINCE, judge, make_row
 from runs import Run, load_logs, plan, run_all
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -103,8 +102,8 @@ def with_limits(log: pd.DataFrame, limits: Mapping[str, float]) -> pd.DataFrame:
 
 def describe(log: pd.DataFrame) -> pd.DataFrame:
     """A row per constraint."""
-    columns = ["cost", "mean J / limit", "over, since", "over, late", "highest since", "return"]
-    return pd.DataFrame(judge(pd.DataFrame([promise_row(row) for row in log.to_dict("records")])))[columns]
+    columns = ["cost", MEAN_SHARE, OVER_SINCE, OVER_LATE, HIGHEST_SHARE, "return"]
+    return pd.DataFrame(judge(pd.DataFrame([make_row(row) for row in log.to_dict("records")])))[columns]
 
 
 def main() -> None:

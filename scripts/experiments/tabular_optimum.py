@@ -1,8 +1,8 @@
 """
 Compare CPO, PDO and fixed penalties with the optimum, on random CMDPs whose optimum a linear program knows.
 
-    python scripts/tabular_optimum.py                       # 10 problems with one constraint, 5 with two; CPO
-    python scripts/tabular_optimum.py --algorithms CPO PDO FPO
+    python scripts/experiments/tabular_optimum.py                       # 10 problems with one constraint, 5 with two; CPO
+    python scripts/experiments/tabular_optimum.py --algorithms CPO PDO FPO
 
 The policy is a table of logits: SB3's MlpPolicy without hidden layers on the one-hot of the state. Episodes end with
 probability 1 - gamma after every step and nothing is discounted, so that the algorithms' own quantity, the mean plain sum of

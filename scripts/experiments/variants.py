@@ -15,10 +15,10 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
-from calibration import ACTUAL, PREDICTED, draw_calibration, slope_without_noise
-from promise import GROUPS, PLAIN, judge, make_model, make_row
+from calibration import draw_calibration, slope_without_noise
+from measures import ACTUAL, MEAN_SHARE, NOISE, OVER, OVER_LATE, OVER_SINCE, PREDICTED, judge, make_row
 from runs import plan, run_all
-from small_tasks import ALL_SMALL_TASKS
+from tasks import ALL_SMALL_TASKS, GROUPS, PLAIN, make_model
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -50,13 +50,12 @@ def describe(log: pd.DataFrame) -> dict[str, Any]:
     """A run in a row: of its late half where nothing else is said."""
     late = log.iloc[len(log) // 2 :]
     (judged,) = judge(pd.DataFrame([make_row(row) for row in log.to_dict("records")]))
-    noise = "train/cost_gradient_noise"
     return {
-        **{key: judged[key] for key in ("reached at", "mean J / limit", "over, all", "over, since", "over, late", "return")},
+        **{key: judged[key] for key in ("reached at", MEAN_SHARE, OVER, OVER_SINCE, OVER_LATE, "return")},
         "predicted": late[PREDICTED].mean(),
         "actual": late[ACTUAL].mean(),
         "slope without noise": slope_without_noise(late),
-        "noise share": late[noise].mean() if noise in late else float("nan"),
+        "noise share": late[NOISE].mean() if NOISE in late else float("nan"),
     }
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from promise import VELOCITY, markdown, measure, read_run
+from measures import OVER, OVER_LATE, markdown, measure, read_run
+from tasks import VELOCITY
 
 from sb3_cpo import CPO, evaluate_policy, make_vec_env
 from sb3_cpo.checkpoints import list_checkpoints
@@ -37,6 +38,8 @@ EPOCHS = 10
 OURS = "sb3-cpo"
 MARKERS = {"CPO": "o", "C-TRPO": "s", "PPO-Lagrangian": "^"}
 DETERMINISTIC = "deterministic.csv"
+# Columns of the published table -> ours
+PUBLISHED_AS = {"over all": OVER, "over late": OVER_LATE}
 
 Runs = dict[str, list[pd.DataFrame]]
 """Task -> one table per seed, with the smoothed J; no task without a run"""
@@ -93,8 +96,8 @@ def last_fifth(ours: Runs) -> list[dict[str, Any]]:
     for task, runs in ours.items():
         rows += [{"task": task, "method": OURS, **row} for row in by_length(runs)]
         for line in published[published["task"] == task].to_dict("records"):
-            values = {key.replace("over ", "over, "): value for key, value in line.items() if key not in ("task", "method")}
-            rows.append({"task": task, "method": line["method"], "steps": "10M", "seeds": 5, **values})
+            row = {"task": task, "method": line.pop("method"), "steps": "10M", "seeds": 5}
+            rows.append({**row, **{PUBLISHED_AS.get(key, key): value for key, value in line.items()}})
     return [as_text(row) for row in rows]
 
 

@@ -1,4 +1,7 @@
-"""Small environments with a cost, as users bring them: gymnasium's with a ``CostWrapper``, and one of our own."""
+"""
+What is trained on: registered tasks, which bring their limit, and small environments with a cost, as users bring them
+(gymnasium's with a ``CostWrapper``, and three of our own).
+"""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,9 +10,16 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from runs import Run
 
 from safe_envs import CostWrapper
 from safe_envs.tabular import Optimum, TabularCMDP, solve_cmdp, unroll
+from sb3_cpo import CPO, make_vec_env
+
+VELOCITY = tuple(f"Safe{robot}Velocity-v0" for robot in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d"))
+PAPER = tuple(f"Safe{task}-v0" for task in ("PointCircle", "PointGather", "AntCircle", "AntGather", "HumanoidCircle"))
+# The paper's update: its costs are then not discounted, and the limit is on the mean itself
+PLAIN: dict[str, Any] = {"n_noise_draws": 0}
 
 
 class SmallTask(NamedTuple):
@@ -41,8 +51,8 @@ class DoubleIntegrator(gym.Env):
 
 class Inventory(gym.Env):
     """
-    A shop orders every morning, at most 20 pieces, sells what is asked for, and pays for what it keeps over night. A customer
-    who goes away with nothing costs.
+    A shop orders at most 20 pieces every morning, sells what customers ask for, and pays for what it keeps over night. Each
+    piece that a customer asks for and does not get costs 1.
     """
 
     observation_space = spaces.Box(0, np.inf, (2,))
@@ -63,7 +73,7 @@ class Inventory(gym.Env):
 
 
 class Queue(gym.Env):
-    """Whoever comes may be let in, which pays. Every step costs as many as wait; it serves one of them at best."""
+    """A customer who arrives may be let in, which pays 1. A step serves at most one, and costs how many wait."""
 
     observation_space = spaces.Discrete(31)
     action_space = spaces.Discrete(2)
@@ -153,3 +163,13 @@ UNSEEN_TASKS = {
     "queue": SmallTask(lambda: gym.wrappers.TimeLimit(Queue(), 200), 200.0),
 }
 ALL_SMALL_TASKS = SMALL_TASKS | UNSEEN_TASKS
+GROUPS = {"velocity": VELOCITY, "paper": PAPER, "small": tuple(SMALL_TASKS), "unseen": tuple(UNSEEN_TASKS)}
+
+
+def make_model(run: Run) -> CPO:
+    """The one line: nothing is said but the limit, and that only where the environment does not say it."""
+    if run.task not in ALL_SMALL_TASKS:
+        return CPO("MlpPolicy", run.task, seed=run.seed, device="cpu", **run.settings)
+    task = ALL_SMALL_TASKS[run.task]
+    env = make_vec_env(task.make, seed=run.seed)
+    return CPO("MlpPolicy", env, task.cost_limit, seed=run.seed, device="cpu", **run.settings)

@@ -2,8 +2,8 @@
 Steps per second of other libraries' batched environments, a number for every line that comes in. `benchmark.py stepping` runs
 it, in an interpreter that has the library: it needs nothing of this package.
 
-    python scripts/step_others.py envpool Ant-v4 64 2 200
-    python scripts/step_others.py mjbatch path/to/ant.xml 64 2 200
+    python scripts/benchmarks/step_others.py envpool Ant-v4 64 2 200
+    python scripts/benchmarks/step_others.py mjbatch path/to/ant.xml 64 2 200
 """
 
 import sys
