@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch as th
+from episode_gradients import assert_signs_measure_episodes, balanced_signs, watch_gradients
 from toy_envs import RiskyEnv, ScriptedEnv, vec_env
 
-from sb3_cpo import CPO, cost_surrogates, trust_region_algorithm
+from sb3_cpo import CPO, cost_surrogates
 from sb3_cpo.fisher import flat_grad
 
 KWARGS = {"n_steps": 32, "batch_size": 32, "device": "cpu", "seed": 0}
@@ -38,64 +39,45 @@ def test_gradients_on_earlier_rollouts_are_taken_one_rollout_at_a_time():
     assert flat_grad(direct[0, 0], params).norm() > 1e-4
 
 
+# Signs of three rollouts, so that the products of any two of them cancel
+FLIPS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1))
+
+
 @pytest.mark.parametrize(
-    ("n_rollouts", "n_costs", "kwargs"),
-    [(1, 1, {}), (3, 2, {}), (1, 1, {"cost_gamma": 0.9}), (2, 1, {"sub_sampling_factor": 3})],
+    ("n_envs", "n_rollouts", "n_costs", "kwargs"),
+    [
+        (2, 1, 1, {}),
+        (1, 1, 2, {}),
+        (2, 3, 2, {}),
+        (1, 2, 1, {}),
+        (2, 1, 1, {"cost_gamma": 0.9}),
+        (2, 2, 1, {"sub_sampling_factor": 2}),
+    ],
 )
-def test_random_signs_measure_what_single_episodes_contribute(n_rollouts, n_costs, kwargs, monkeypatch):
-    """
-    With balanced signs, in a rollout of n episodes two of which have the same sign by r less than by chance,
-    E[b_z b_z'] = (1 - r) sum_e b_e b_e' + r b b', and the sum of that over rollouts; the reward's is of the last one only.
-    """
-    seen = {}
+def test_random_signs_measure_what_single_episodes_contribute(n_envs, n_rollouts, n_costs, kwargs, monkeypatch):
+    """In the mean over all balanced draws, exactly. Six episodes in a rollout of two environments, five in one of one."""
+    asked = []
 
-    def spy(params, evaluate, violation, target_kl, **kwargs):
-        seen["params"], seen["probe"] = params, kwargs["probe_noise"]()
-        seen["draws"] = [
-            th.stack([flat_grad(output, params) for output in (objective, *costs)]).double()
-            for objective, costs in zip(seen["probe"].objective, seen["probe"].costs, strict=True)
-        ]
-        return step(params, evaluate, violation, target_kl, **kwargs)
+    def all_signs(episodes, n_draws, generator):
+        flips = FLIPS[len(asked) % n_rollouts]
+        asked.append(n_draws)
+        draws = balanced_signs(int(episodes.max()) + 1)
+        return th.cat([flip * draws for flip in flips])[:, episodes]
 
-    step = trust_region_algorithm.trust_region_step
-    monkeypatch.setattr(trust_region_algorithm, "trust_region_step", spy)
+    n_steps = 12 if n_envs == 2 else 20
     model = CPO(
-        "MlpPolicy", vec_env(lambda rank: RiskyEnv(n_costs=n_costs), 2), [1.0] * n_costs, n_steps=24, batch_size=48, seed=0,
-        n_noise_draws=400, n_cost_rollouts=n_rollouts, n_critic_updates=1, policy_kwargs={"net_arch": [3]}, device="cpu",
-        **kwargs,
+        "MlpPolicy", vec_env(lambda rank: RiskyEnv(n_costs=n_costs), n_envs), [1.0] * n_costs, n_steps=n_steps,
+        batch_size=n_steps, seed=0, n_cost_rollouts=n_rollouts, n_critic_updates=1, policy_kwargs={"net_arch": [3]},
+        device="cpu", **kwargs,
     )  # fmt: skip
-    contributions = []
-    take_step = model._trust_region_step
-
-    def by_episodes(rollout, batches, violation, **kwargs):
-        samples, params = rollout.samples, rollout.actor_params
-        standardised = (samples.advantages - samples.advantages.mean()) / (samples.advantages.std() + 1e-8)
-        contributions.clear()
-        for batch in batches:
-            contributions.append([])
-            log_prob = model.policy.get_distribution(batch.observations).log_prob(batch.actions)
-            ratio = th.exp(log_prob - batch.old_log_prob)
-            advantages = th.cat([th.zeros(len(ratio), 1), batch.advantages / len(batches)], dim=1)
-            if batch is batches[-1]:
-                advantages[:, 0] = standardised
-            for episode in batch.episodes.unique():
-                is_own = (batch.episodes == episode).float()
-                terms = ((is_own * ratio).unsqueeze(1) * advantages).mean(dim=0)
-                contributions[-1].append(th.stack([flat_grad(term, params) for term in terms]).double())
-        return take_step(rollout, batches, violation, **kwargs)
-
-    monkeypatch.setattr(model, "_trust_region_step", by_episodes)
-    model.learn(48 * n_rollouts)
-    assert seen["probe"].n_episodes == sum(map(len, contributions)) > 5
-    assert seen["probe"].n_unpaired == sum(len(gradients) % 2 for gradients in contributions)
-    expected = th.zeros_like(seen["draws"][0] @ seen["draws"][0].T)
-    for gradients in contributions:
-        n_episodes, whole = len(gradients), sum(gradients)
-        together = -1 / n_episodes if n_episodes % 2 else -1 / (n_episodes - 1)
-        expected += (1 - together) * sum(gradient @ gradient.T for gradient in gradients) + together * whole @ whole.T
-    measured = sum(gradients @ gradients.T for gradients in seen["draws"]) / len(seen["draws"])
-    scale = expected.diagonal().sqrt()
-    np.testing.assert_allclose(measured / scale / scale[:, None], expected / scale / scale[:, None], atol=0.2)
+    model.learn((n_rollouts - 1) * n_steps * n_envs)
+    monkeypatch.setattr(cost_surrogates, "random_signs", all_signs)
+    seen = watch_gradients(model, monkeypatch.setattr)
+    model.learn(n_steps * n_envs, reset_num_timesteps=False)
+    assert len(asked) == len(seen.contributions) == n_rollouts
+    assert len(seen.draws) == 80
+    assert all(len(gradients) == (6 if n_envs == 2 else 5) for gradients in seen.contributions)
+    assert_signs_measure_episodes(seen, atol=1e-4)
 
 
 def test_episodes_that_thinning_leaves_no_sample_of_have_no_sign():
@@ -115,8 +97,11 @@ def test_signs_are_balanced_and_each_episode_has_one(n_episodes):
     assert th.equal(signs, signs[:, :, :1].expand_as(signs))
     assert set(signs.flatten().tolist()) == {-1.0, 1.0}
     assert set(signs[:, :, 0].sum(dim=1).tolist()) == ({-1.0, 1.0} if n_episodes % 2 else {0.0})
-    # No episode has one sign more often than the other
+    # No episode has one sign more often than the other, and no two of them the same sign more often than any two
     assert signs[:, :, 0].mean(dim=0).abs().max() < 0.25
+    products = signs[:, :, 0].T @ signs[:, :, 0] / 200
+    together = -1 / n_episodes if n_episodes % 2 else -1 / (n_episodes - 1)
+    assert (products - together)[~th.eye(n_episodes, dtype=th.bool)].abs().sum() <= 0.25 * n_episodes * (n_episodes - 1)
     assert cost_surrogates.random_signs(episodes, 0, th.Generator()).shape == (0, 3 * n_episodes)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch as th
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from episode_gradients import assert_signs_measure_episodes, balanced_signs, watch_gradients
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -152,6 +153,46 @@ def test_two_processes_with_half_the_copies_train_like_one(tmp_path, monkeypatch
             np.testing.assert_array_equal(theirs, others)
         assert alone["sent"] == 0
         assert first["sent"] == second["sent"] > 0
+
+
+def measure_noise():
+    """Three episodes of five steps here and five of three steps there: the signs of production, then all that they may be."""
+    numbers = [3, 5]
+    own, others = numbers[distributed.rank()], numbers[1 - distributed.rank()]
+    env = vec_env(lambda index: RiskyEnv(length=15 // own, n_costs=2), 1)
+    limits, policy_kwargs = [1.0, 2.0], {"net_arch": [3]}
+    model = CPO("MlpPolicy", env, limits, n_steps=15, batch_size=30, device="cpu", seed=3, n_cost_rollouts=1,
+                n_noise_draws=20, policy_kwargs=policy_kwargs)  # fmt: skip
+    seen, draw, seeds = watch_gradients(model), cost_surrogates.random_signs, []
+
+    def drawn_signs(episodes, n_draws, generator):
+        seeds.append(generator.initial_seed())
+        signs = draw(episodes, n_draws, generator)
+        of_episodes = th.stack([signs[:, episodes == episode][:, 0] for episode in range(own)], dim=1)
+        assert (of_episodes.sum(dim=1).abs() == 1).all()
+        return signs
+
+    cost_surrogates.random_signs = drawn_signs
+    model.learn(30)
+    assert [len(gradients) for gradients in seen.contributions] == numbers
+    assert (seen.probe.n_episodes, seen.probe.n_unpaired, len(seen.draws)) == (8, 2, 20)
+    # The same signs on both would be those of fewer episodes
+    assert len(set(distributed.gather(seeds[0]))) == 2
+
+    def all_signs(episodes, n_draws, generator):
+        """Each draw of this process with each of the other one."""
+        draws, n_others = balanced_signs(own), len(balanced_signs(others))
+        draws = draws.repeat_interleave(n_others, dim=0) if distributed.rank() == 0 else draws.repeat(n_others, 1)
+        return draws[:, episodes]
+
+    cost_surrogates.random_signs = all_signs
+    model.learn(30, reset_num_timesteps=False)
+    assert (seen.probe.n_unpaired, len(seen.draws)) == (2, 6 * 20)
+    assert_signs_measure_episodes(seen, atol=1e-4)
+
+
+def test_signs_that_each_process_draws_measure_what_single_episodes_contribute(tmp_path):
+    on_two(tmp_path, measure_noise)
 
 
 def train_alike(folder):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 import warnings
 
@@ -190,22 +189,30 @@ class Slow(BrokenEnv):
 
     def step(self, action):
         if self.rank == 1 and self.t == 8:
-            time.sleep(0.5)
+            self.hesitate()
         return super().step(action)
+
+    def hesitate(self):
+        time.sleep(0.5)
+
+
+class Interrupting(Slow):
+    """In the middle of a slow step, of which the answer is still to come, Ctrl-C is pressed."""
+
+    def hesitate(self):
+        os.kill(os.getppid(), signal.SIGINT)
+        super().hesitate()
 
 
 def test_an_interrupted_step_leaves_no_answer_in_the_pipes():
-    env = vec_env(Slow, 2, subproc=True)
+    env = vec_env(Interrupting, 2, subproc=True)
     model = CPO("MlpPolicy", env, 10.0, **KWARGS).learn(12)
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     # Whoever is started in the background inherits that SIGINT is ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             model.learn(12, reset_num_timesteps=False)
     finally:
-        timer.join()
         signal.signal(signal.SIGINT, before)
     assert not env.waiting
     # An answer left over would be taken for that to the next question
