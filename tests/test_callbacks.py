@@ -10,12 +10,14 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     EvalCallback,
+    EveryNTimesteps,
     StopTrainingOnNoModelImprovement,
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from toy_envs import RiskyEnv
 
 from sb3_cpo import CPO, TRPO, make_vec_env
 from sb3_cpo.callbacks import (
@@ -373,3 +375,27 @@ def test_sb3s_own_progress_bar_works():
     env = make_vec_env(lambda: ScriptedEnv([(3, 1)]))
     model = CPO("MlpPolicy", env, 25.0, n_steps=2, batch_size=2).learn(4, progress_bar=True)
     assert model.num_timesteps == 4
+
+
+def test_a_callback_that_has_stopped_a_training_lets_the_next_one_begin():
+    stop = StopTrainingOnViolation()
+    model = CPO("MlpPolicy", RiskyEnv(), 0.0, n_steps=20, batch_size=20, device="cpu")
+    model.learn(100, callback=stop)
+    assert model.num_timesteps == 21
+    model.cost_limit = 100.0
+    model.learn(100, callback=stop)
+    assert model.num_timesteps == 100
+
+
+def test_violations_are_counted_over_calls_of_learn_and_inside_of_other_callbacks():
+    model = CPO("MlpPolicy", RiskyEnv(), 0.0, n_steps=20, batch_size=20, device="cpu")
+    stop = StopTrainingOnViolation(max_n_violations=2)
+    for steps in (20, 40, 60):
+        model.learn(20, callback=stop, reset_num_timesteps=steps == 20)
+        assert model.num_timesteps == steps
+    model.learn(40, callback=stop, reset_num_timesteps=False)
+    assert model.num_timesteps == 61
+    model.learn(100, callback=EveryNTimesteps(5, StopTrainingOnViolation()))
+    assert model.num_timesteps == 25
+    with pytest.raises(ValueError, match=r"max_violation has 2 entries, for 1 limit"):
+        model.learn(40, callback=StopTrainingOnViolation([1.0, 2.0]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sb3_cpo.cost_limits import CostLimits, exceeds, parse_cost_limit, read_limits
+from sb3_cpo.cost_limits import CostLimits, exceeds, excess, parse_cost_limit, read_limits
 from sb3_cpo.cost_signal import read_costs
 
 
@@ -72,7 +72,7 @@ def test_costs_exceed_their_limits_by_more_than_the_rounding_of_sums():
         exceeds(np.array([tenths, 3.001, 2.0, 1e9]), np.array([3.0, 3.0, 3.0, np.inf])), [0, 1, 0, 0]
     )
     # Rounding grows with the numbers
-    np.testing.assert_array_equal(exceeds(np.array([1e6 + 1e-4, 1e6 + 1e-2]), 1e6), [False, True])
+    np.testing.assert_array_equal(exceeds(np.array([1e6 + 0.1, 1e6 + 10]), 1e6), [False, True])
     np.testing.assert_array_equal(exceeds(np.array([-5.0, 0.0, 1e-8]), np.array([-5.1, 0.0, 0.0])), [True, False, True])
     assert exceeds(5.1, 5.0).shape == ()
 
@@ -153,3 +153,18 @@ def test_a_schedule_is_asked_for_progress_that_there_is():
         return 5.0
 
     assert parse_cost_limit(only_there).at(0.5).tolist() == [5.0]
+
+
+@pytest.mark.parametrize("unit", [1e-10, 1.0, 1e8])
+def test_a_sum_is_over_its_limit_by_more_than_rounding_in_any_unit(unit):
+    costs = unit * np.array([sum([0.1] * 3), sum([np.float32(0.1)] * 10), 1.67, 0.5, 2e-3])
+    limits = unit * np.array([0.3, 1.0, 1.0, 0.6, 0.0])
+    np.testing.assert_array_equal(exceeds(costs, limits), [False, False, True, False, True])
+    np.testing.assert_allclose(excess(costs, limits) / unit, [0, 0, 0.67, -0.1, 2e-3], atol=1e-12)
+
+
+def test_a_limit_may_come_as_an_array_of_one_and_is_no_truth_value():
+    np.testing.assert_array_equal(parse_cost_limit(lambda progress: np.array([5.0 + progress])).at(0.5), [5.5])
+    for value in (True, np.True_):
+        with pytest.raises(ValueError, match="expected a number"):
+            parse_cost_limit(value)

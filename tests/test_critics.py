@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
-from toy_envs import RiskyEnv
+from toy_envs import RiskyEnv, vec_env
 
 from sb3_cpo import CPO, TRPO, critics
 from sb3_cpo.policies import CostActorCriticPolicy
@@ -140,3 +140,18 @@ def test_the_policy_that_acts_is_the_one_that_the_trust_region_holds(algorithm, 
         # Only the critics' own extractors are in training mode, and only while they are fitted
         assert model.policy.pi_features_extractor.modes == {False}
         assert model.policy.vf_features_extractor.layers[1].num_batches_tracked > 0
+
+
+def test_rewards_in_a_small_unit_teach_the_same():
+    """A power of two: rounding is the same."""
+    params = []
+    for unit in (1.0, 2.0**-17):
+
+        class Scaled(gym.RewardWrapper):
+            def reward(self, reward, unit=unit):
+                return unit * reward
+
+        env = vec_env(lambda rank, Scaled=Scaled: Scaled(RiskyEnv()), 4)
+        model = CPO("MlpPolicy", env, 2.0, n_steps=32, batch_size=np.int64(32), device="cpu", seed=0).learn(4 * 128)
+        params.append(th.cat([param.flatten() for param in model.policy.mlp_extractor.policy_net.parameters()]))
+    th.testing.assert_close(params[1], params[0], rtol=1e-3, atol=1e-4)

@@ -64,3 +64,42 @@ def test_the_margin_is_never_negative():
     margin = CostMargin(1)
     margin.update(np.array([-9.0]), SimpleNamespace(reachable_cost_change=np.full(1, 9.0), is_feasible=True), 1.0)
     assert margin.value == 0
+
+
+@pytest.mark.parametrize("limit", [{"cost": 3.0}, [3.0], np.array([3.0])])
+def test_an_entry_of_the_limit_that_is_assigned_counts(limit, tmp_path):
+    env = vec_env(lambda rank: ScriptedEnv(rank, lengths=(4,), cost=lambda rank, t: 1.0), 2)
+    model = CPO("MlpPolicy", env, limit, n_steps=8, batch_size=16, device="cpu", n_noise_draws=0).learn(16)
+    key = "train/violation/cost" if isinstance(limit, dict) else "train/violation"
+    assert model.logger.name_to_value[key] == 4 - 3
+    model.cost_limit["cost" if isinstance(limit, dict) else 0] = 11.0
+    model.learn(16, reset_num_timesteps=False)
+    assert model.logger.name_to_value[key] == 4 - 11
+    model.save(tmp_path / "model")
+    assert CPO.load(tmp_path / "model").current_cost_limit == 11
+
+
+class Limited(ScriptedEnv):
+    def __init__(self, rank, cost_limit):
+        super().__init__(rank)
+        self.cost_limit = cost_limit
+
+
+def test_the_limit_of_another_environment_replaces_that_of_the_first_but_not_the_users():
+    kwargs = {"n_steps": 8, "batch_size": 8, "device": "cpu"}
+    model = CPO("MlpPolicy", vec_env(lambda rank: Limited(rank, 7.0)), **kwargs)
+    assert model.current_cost_limit == 7
+    model.set_env(vec_env(lambda rank: Limited(rank, 2.0)))
+    assert model.current_cost_limit == 2
+    model.set_env(vec_env(ScriptedEnv))
+    assert model.current_cost_limit == 2
+    model.cost_limit = 5.0
+    model.set_env(vec_env(lambda rank: Limited(rank, 3.0)))
+    assert model.current_cost_limit == 5
+
+
+def test_copies_with_different_limits_have_none():
+    env = vec_env(lambda rank: Limited(rank, 1.0 + rank), 2)
+    with pytest.raises(ValueError, match=r"different limits, \[1.0, 2.0\]: pass cost_limit"):
+        CPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu")
+    assert CPO("MlpPolicy", env, 4.0, n_steps=8, batch_size=8, device="cpu").current_cost_limit == 4

@@ -612,3 +612,62 @@ def test_one_key_may_be_a_string():
     assert CostMonitor(env(), cost_keys="cost").cost_keys == ("cost",)
     with pytest.raises(TypeError, match=r"object of CPO, which does not derive from gymnasium.Env"):
         check_cost_env(model)
+
+
+class Repeat(gym.Wrapper):
+    """As MaxAndSkipEnv: three steps of one, and the info of the last."""
+
+    def step(self, action):
+        for _ in range(3):
+            step = self.env.step(action)
+            if step[2] or step[3]:
+                break
+        return step
+
+
+def learn_behind(wrap, caught):
+    env = CostMonitor(ScriptedEnv(0, lengths=(12,), cost=lambda rank, t: 1.0))
+    model = CPO("MlpPolicy", DummyVecEnv([lambda: wrap(env)]), 3.5, n_steps=24, batch_size=24, device="cpu").learn(24)
+    return model.ep_cost_mean.item(), [warning for warning in caught if "repeats actions" in str(warning.message)]
+
+
+def test_costs_that_a_wrapper_skips_are_missed(recwarn):
+    cost, warned = learn_behind(Repeat, recwarn)
+    assert cost == 4
+    assert len(warned) == 1
+    assert "an episode of 12 steps has cost 12 by its monitor, and 4 in the 4 steps" in str(warned[0].message)
+
+
+def test_a_wrapper_that_adds_up_what_it_skips_is_no_mistake(recwarn):
+    class Sum(Repeat):
+        def step(self, action):
+            *step, info = super().step(action)
+            return *step, {**info, "cost": 3 * info["cost"]}
+
+    assert learn_behind(Sum, recwarn) == (12, [])
+    assert learn_behind(lambda env: env, recwarn) == (12, [])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (lambda ended: (np.array([np.nan]), np.array([1.0])), "returned J = .nan."),
+        (lambda ended: (3.0, 1.0), "returned J = 3.0"),
+        (lambda ended: (np.zeros(2), np.zeros(2)), "of 1 cost"),
+    ],
+)
+def test_an_estimator_of_another_form_is_told_what_is_expected(estimator, message):
+    env = ScriptedEnv(0, lengths=(4,))
+    model = CPO("MlpPolicy", env, 5.0, n_steps=16, batch_size=16, device="cpu", cost_estimator=estimator)
+    with pytest.raises(ValueError, match=f"{message}.*it takes the EndedEpisodes"):
+        model.learn(16)
+
+
+def test_nothing_is_no_number_of_steps_no_environment_and_no_penalty(tmp_path):
+    model = CPO("MlpPolicy", ScriptedEnv(0), 5.0, n_steps=16, batch_size=16, device="cpu")
+    with pytest.raises(TypeError, match="total_timesteps must be a number of steps, not None"):
+        model.learn(None)
+    with pytest.raises(TypeError, match=r"CPO.resume needs an environment"):
+        CPO.resume(tmp_path, None)
+    with pytest.raises(ValueError, match="penalty_coef must be a number, or one per constraint"):
+        PDO("MlpPolicy", ScriptedEnv(0), 5.0, penalty_coef={"cost": 1.0}, n_steps=16, batch_size=16)

@@ -166,3 +166,12 @@ def test_a_cost_that_is_mentioned_only_when_it_occurs_is_zero_elsewhere(tmp_path
     assert [episode["cost"] for episode in play(env, 6)] == [1, 1]
     env.close()
     assert load_results(str(tmp_path))["cost"].tolist() == [1, 1]
+
+
+def test_small_costs_are_not_rounded_away(tmp_path):
+    env = CostMonitor(ScriptedEnv(0, lengths=(4,), cost=lambda rank, t: 2.5e-8), str(tmp_path / "0"))
+    env.reset()
+    for _ in range(4):
+        info = env.step(env.action_space.sample())[-1]
+    assert info["episode"]["cost"] == pytest.approx(1e-7, rel=1e-8)
+    assert load_results(str(tmp_path))["cost"].item() == pytest.approx(1e-7, rel=1e-8)

@@ -292,3 +292,23 @@ def test_repeated_exact_updates_reach_the_optimum(seed, n_costs):
         policy = trust_region_update(feasible, policy, target_kl=0.01)
     worth = evaluate(cmdp, policy)
     assert worth.ep_rew_mean > 0.97 * optimum.ep_rew_mean
+
+
+def test_what_is_no_policy_no_problem_or_has_no_end_is_refused():
+    cmdp = random_cmdp(np.random.default_rng(0))
+    for policy in (np.ones((5, 3)), np.full((5, 2), 0.5), np.full((5, 3), np.nan), np.tile([2.0, -1.0, 0.0], (5, 1))):
+        with pytest.raises(ValueError, match="which sum to 1, for each state"):
+            evaluate(cmdp, policy)
+    with pytest.raises(ValueError, match="`rewards` has entries that are not finite"):
+        replace(cmdp, rewards=np.full((5, 3), np.nan))
+    with pytest.raises(ValueError, match="target_kl must be positive"):
+        trust_region_update(cmdp, np.full((5, 3), 1 / 3), -1.0)
+    endless = replace(cmdp, gamma=1.0)
+    with pytest.raises(ValueError, match="episodes need an end"):
+        solve_cmdp(endless)
+    with pytest.raises(ValueError, match="one goes on for ever"):
+        evaluate(endless, np.full((5, 3), 1 / 3))
+    # From state 3 only, which one reaches from everywhere
+    transitions = cmdp.transitions.copy()
+    transitions[3] *= 0.5
+    assert evaluate(replace(endless, transitions=transitions), np.full((5, 3), 1 / 3)).ep_len_mean > 2
