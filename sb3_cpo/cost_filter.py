@@ -101,8 +101,8 @@ class Distance(NamedTuple):
 
     What is learned follows slowly, so that in the long run a share of SHARE_OVER of the rollouts near the limit exceeds it.
     What is urgent grows with each of them that does and goes with those that do not: where each update adds more to J than
-    predicted (episodes that grow longer and longer), J would else stay above its limit until enough has been learned. Away
-    from the limit, both stay as they are.
+    predicted (episodes that grow longer and longer), J would otherwise stay above its limit until enough has been learned.
+    Away from the limit, both stay as they are.
     """
 
     learned: np.ndarray

@@ -31,6 +31,7 @@ class SafetyRecord:
     cost_regret: np.ndarray = field(init=False)
     """Sum over updates of max(J - limit, 0)."""
     streak: np.ndarray = field(init=False)
+    """Number of updates in a row over the limit, up to now."""
     longest_streak: np.ndarray = field(init=False)
     """Largest number of updates in a row over the limit."""
     first_feasible_step: int = -1
@@ -109,7 +110,7 @@ class Ends(NamedTuple):
     episode_ends: np.ndarray
     """Whether the step is the last of its episode"""
     is_counted: np.ndarray
-    """and whether that was played to its end, and not reset by somebody else."""
+    """Whether it is, and the episode was played to its end, and not reset by somebody else"""
     monitor_lengths: np.ndarray
     """Length of the episode that ended, as a monitor has counted it; 0: no monitor."""
     was_reset_after: np.ndarray
@@ -126,7 +127,7 @@ class CostLedger:
     """
 
     monitor_steps: list[int] | None = None
-    """Steps that the monitor of each environment had counted when we stepped it last; None: nobody knows."""
+    """Steps that the monitor of each environment had counted when we stepped it last; None: unknown."""
     _is_doubtful: np.ndarray | None = None
     """(n_envs,) whether others may have played a part of the episode in progress; None: of none"""
 
@@ -181,7 +182,7 @@ class CostLedger:
         """
         Forget the episodes that have ended; those in progress go on, unless others have played them.
 
-        :param monitor_steps: steps that the monitor of each environment has counted; None: nobody knows
+        :param monitor_steps: steps that the monitor of each environment has counted; None: unknown
         """
         if self.monitor_steps is not None and monitor_steps is not None and monitor_steps != self.monitor_steps:
             self.restart_episodes(len(monitor_steps))
@@ -229,8 +230,11 @@ class CostLedger:
 
     def _cut_where_reset(self, ends: Ends) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        An episode that was shorter by its monitor than by our count began later than we thought. One that was longer may be a
-        game of several lives; but after a reset by others, they have played a part of it.
+        Compare our counts of the steps of episodes with those of the monitors.
+
+        - Shorter by the monitor: the episode began later than we thought, and ours ends where it began.
+        - Longer by the monitor: a game of several lives, or repeated actions: our count stands.
+        - Any difference after a reset by others: they have played a part of the episode, which does not count.
 
         :return: ends of episodes and whether they count, (n_steps, n_envs), and whose begin with these steps, (n_envs,)
         """
@@ -260,7 +264,7 @@ class CostLedger:
 
         :param cut_values: (n_envs, n_costs) the constrained cost still to come at the end of the rollout, in the environments
             of all processes; None: unknown
-        :param max_episode_steps: how long an episode may become; None: nobody knows
+        :param max_episode_steps: how long an episode may become; None: unknown
         :param estimator: what J is of the episodes that ended
         """
         assert self._raw_episodes is not None

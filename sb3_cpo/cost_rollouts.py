@@ -45,23 +45,23 @@ class CostRollouts(SavedModel):
 
     _checkpoints: Sequence[TrainingCheckpoint] = ()
     """Those among the callbacks of this ``learn``."""
-    _left: tuple[Any, list[Any] | None] = (None, None)
+    _last_shown: tuple[Any, list[Any] | None] = (None, None)
     """Our last observations, and what the environments showed then; None: that cannot be told"""
     _steps: Counter[int]
-    """Of the environments in this rollout, by the number of our steps before; our own is the last of each number"""
+    """How often the environments were stepped at each value of ``num_timesteps``; more than once: by somebody else"""
     _first_episodes: list[tuple[int, int, dict[str, Any]]]
     """Step, environment and what the monitor says of those that ended in the first rollout"""
     _time_limit: int | None
     """Of the environments in this call of ``learn``; None: not known"""
-    _knows_lives: bool
-    """Whether somebody has looked, in this call of ``learn``, if episodes end before those of the monitors do"""
+    _has_checked_lives: bool
+    """Whether this call of ``learn`` has checked already if episodes end before those of the monitors do"""
 
     def _excluded_save_params(self) -> list[str]:
         own = [
             "_rollout_callback",
             "_steps",
             "_is_stopped_elsewhere",
-            "_left",
+            "_last_shown",
             "_time_limit",
             "_checkpoints",
             "_first_episodes",
@@ -107,7 +107,7 @@ class CostRollouts(SavedModel):
                 if self._is_played_by_others(env):
                     self.ledger.restart_episodes(env.num_envs)
                 self.ledger.start_rollout(monitor_steps(env))
-                if rollout_loop.fits(self):
+                if rollout_loop.is_supported(self):
                     is_complete = rollout_loop.collect(self, env, callback, rollout_buffer, n_rollout_steps)
                 else:
                     is_complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -135,7 +135,7 @@ class CostRollouts(SavedModel):
             # They hold the user's callback, its locals and this model
             del self._rollout_callback
             rollout_buffer.on_full = None
-        self._left = self._last_obs, shown_last(env)
+        self._last_shown = self._last_obs, shown_last(env)
         return is_complete
 
     def _advantage_discount(self, max_episode_steps: int | None) -> float:
@@ -148,7 +148,7 @@ class CostRollouts(SavedModel):
 
     def _is_played_by_others(self, env: VecEnv) -> bool:
         """Whether the environments show something else than after our last step. A monitor knows it, too; not all have one."""
-        last_obs, before = self._left
+        last_obs, before = self._last_shown
         now = shown_last(env)
         return last_obs is self._last_obs and before is not None and now is not None and not is_same(before, now)
 
@@ -233,13 +233,13 @@ class CostRollouts(SavedModel):
 
     def _warn_of_lost_lives(self, env: VecEnv) -> None:
         """An episode has ended of which no monitor says anything."""
-        if not self._knows_lives and is_wrapped(env, Monitor):
+        if not self._has_checked_lives and is_wrapped(env, Monitor):
             warnings.warn(
                 "an episode ended that goes on for the monitor: a wrapper around the monitor ends episodes, at a lost life "
                 "for instance (EpisodicLifeEnv). The mean episode cost and its limit are of these short episodes; monitor.csv "
                 "and evaluations sum the costs of the whole game"
             )
-        self._knows_lives = True
+        self._has_checked_lives = True
 
     def _read_costs(self, infos: list[dict[str, Any]]) -> np.ndarray:
         """(n_envs, n_costs)"""
@@ -323,7 +323,7 @@ class CostRollouts(SavedModel):
                 f"(now {self.n_steps})"
             )
         warn_of_negative_limits(self.current_cost_limit, buffer.costs, self.cost_limits)
-        if self.num_timesteps == buffer.buffer_size * buffer.n_envs * distributed.world_size() and not self._knows_lives:
+        if self.num_timesteps == buffer.buffer_size * buffer.n_envs * distributed.world_size() and not self._has_checked_lives:
             warn_of_skipped_steps(buffer.costs, buffer.episode_ends, self._first_episodes, self.cost_limits)
         warn_of_running_totals(buffer.costs, buffer.episode_ends, self.cost_limits)
 

@@ -22,7 +22,7 @@ class CostEstimate(NamedTuple):
     stale_share: float
     """Share of these episodes' steps that were played before this rollout, by older policies."""
     is_length_known: bool = True
-    """False: no episode has ever ended and there is no time limit; J is at least ``mean``, nobody knows how much more."""
+    """False: no episode has ever ended and there is no time limit; J is at least ``mean``, by how much more is unknown."""
 
 
 class EndedEpisodes(NamedTuple):
@@ -131,7 +131,7 @@ class EpisodeCosts:
 
         :param cut_values: (n_envs, n_costs) cost still to come at the end of the rollout, None where no critic says it. Used
             only where no episode ended, see :meth:`_extrapolate`
-        :param max_episode_steps: how long an episode may become; None: nobody knows
+        :param max_episode_steps: how long an episode may become; None: unknown
         :param estimator: what J is of the episodes that ended
         """
         if not self._ended:
@@ -147,11 +147,13 @@ class EpisodeCosts:
         self, cut_values: np.ndarray | None, max_episode_steps: float | None, estimator: CostEstimator
     ) -> CostEstimate:
         """
-        No episode ended. The episodes in progress have cost something so far; what is left of them, up to the time limit, or
-        the length of those that ended last, is taken to cost as much per step. Before any has ended, and without a time limit,
-        it is what the critic says: nobody else knows how long an episode is. A critic that says more than the rate so far is
-        believed too, one that says less is not: it may be untrained, and this estimate must not be too low by construction.
-        For the same reason it is not below J of the episodes that ended last: costs may come late in an episode.
+        No episode ended. With T the time limit, or the mean length of the episodes that ended last, if any,
+
+            J = mean over environments of  cost so far + max((T - steps so far) * cost per step so far, critic's value),
+
+        and at least J of the episodes that ended last: costs may come late in an episode. The critic counts only where it says
+        more than the rate so far: it may be untrained, and this estimate must not be too low by construction. Where T is not
+        known, it is all that is said about what is still to come.
         """
         before = _together(self._ended_before) if self._ended_before else None
         known_length = max_episode_steps or (None if before is None else before.lengths.mean())

@@ -74,7 +74,7 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
             raise ValueError(f"this {type(self).__name__} has no environment: pass env= to load, or call set_env first")
         # What the user assigned since then
         check_arguments(vars(self), None)
-        self._knows_lives, self._time_limit = False, max_episode_steps(self.env)
+        self._has_checked_lives, self._time_limit = False, max_episode_steps(self.env)
         resumption, has_custom_logger = self._resumption, self._custom_logger
         if resumption is not None:
             total_timesteps = resumption.begin_learn(self, total_timesteps, reset_num_timesteps)

@@ -16,7 +16,7 @@ from sb3_cpo.policies import CostActorCriticPolicy
 _ASKED_AT_ONCE = ("predict_values", "obs_to_tensor")
 
 
-def fits(model: OnPolicyAlgorithm) -> bool:
+def is_supported(model: OnPolicyAlgorithm) -> bool:
     """
     Whether :func:`collect` does the same as SB3's loop: continuous actions, observations that are vectors, and a policy whose
     values of several observations are those of each (it may be any class that does not replace what predicts them).

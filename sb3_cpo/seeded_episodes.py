@@ -92,7 +92,7 @@ def _read(signal: CostSignal, infos: Any, env: VecEnv, seed: int, step: int) -> 
 
 
 def _noise_is_due(model: Any, step: int) -> bool:
-    """As in training: the noise of gSDE is drawn for a while; one draw for all episodes would be one policy of many."""
+    """Whether gSDE's noise is to be drawn anew at this step, as in training: at the start of an episode and every n steps."""
     if not getattr(model, "use_sde", False) or not hasattr(model.policy, "reset_noise"):
         return False
     return step == 0 or (model.sde_sample_freq > 0 and step % model.sde_sample_freq == 0)

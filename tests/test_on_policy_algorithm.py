@@ -280,7 +280,7 @@ def test_rewards_end_at_the_time_limit_where_nothing_is_bootstrapped(
 
         env = Scaled(vec_env(lambda rank: ScriptedEnv(rank, lengths=(2, 3)), 2))
         model = make_model(env, algorithm, n_steps=7, bootstrap_time_limits=bootstrap, **kwargs)
-        monkeypatch.setattr(rollout_loop, "fits", lambda model: is_vector)
+        monkeypatch.setattr(rollout_loop, "is_supported", lambda model: is_vector)
         with th.no_grad():
             # The value of everything
             model.policy.value_net.bias.fill_(1.0)

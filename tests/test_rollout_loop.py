@@ -90,11 +90,11 @@ def recorded(make_env, n_steps, **kwargs):
 @pytest.mark.filterwarnings("ignore:only .* episodes ended")
 @pytest.mark.parametrize("name", list(ENVS))
 def test_rollouts_are_those_of_sb3_s_loop(name, monkeypatch):
-    assert rollout_loop.fits(CPO("MlpPolicy", ENVS[name][0](), 10.0))
+    assert rollout_loop.is_supported(CPO("MlpPolicy", ENVS[name][0](), 10.0))
     # An update would make more of the rounding
     monkeypatch.setattr(CPO, "train", lambda model: None)
     own = recorded(*ENVS[name])
-    monkeypatch.setattr(rollout_loop, "fits", lambda model: False)
+    monkeypatch.setattr(rollout_loop, "is_supported", lambda model: False)
     monkeypatch.setattr(CostActorCriticPolicy, "forward", ActorCriticPolicy.forward)
     sb3 = recorded(*ENVS[name])
     assert len(own.buffers) == len(sb3.buffers) == 2
@@ -137,11 +137,11 @@ class OwnExtractor(CostActorCriticPolicy):
 )
 def test_what_is_not_known_to_be_equal_goes_through_sb3_s_loop(policy, env, kwargs, fits, monkeypatch):
     model = CPO(policy, env, 1.0, n_steps=8, batch_size=4, device="cpu", **kwargs)
-    assert rollout_loop.fits(model) is fits
+    assert rollout_loop.is_supported(model) is fits
     if fits:
         # Replaced in this object only, as a user may do who tries something
         model.policy.predict_values = lambda obs: th.zeros(len(obs), 1)
-        assert not rollout_loop.fits(model)
+        assert not rollout_loop.is_supported(model)
 
 
 class WideGaussian(CostActorCriticPolicy):

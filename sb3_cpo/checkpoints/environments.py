@@ -1,9 +1,9 @@
 """
 The state of environments, random generators and running sums of monitors included.
 
-``BatchVecEnv`` and others that have ``get_checkpoint_state`` and ``set_checkpoint_state`` say themselves what it is, be they
-``VecEnv``, wrapper or environment. Of those of ``DummyVecEnv`` it is all attributes, and the simulation of MuJoCo. Those of a
-``SubprocVecEnv`` are asked through their ``CostMonitor``. Where it cannot be had, the episodes in progress are lost.
+A ``VecEnv``, a wrapper or an environment that has ``get_checkpoint_state`` and ``set_checkpoint_state``, as ``BatchVecEnv``,
+says what its state is. Of the environments of a ``DummyVecEnv`` it is all attributes, and MuJoCo's simulation. Those of a
+``SubprocVecEnv`` are asked through their ``CostMonitor``. Without a state, the episodes in progress are lost.
 """
 
 from collections.abc import Sequence
