@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from torch import nn
 
 from sb3_cpo import cost_surrogates, distributed
+from sb3_cpo.buffers import CostRolloutBufferSamples
 from sb3_cpo.cost_limits import CostLimit
 from sb3_cpo.cost_surrogates import CostBatch
 from sb3_cpo.dual import solve_dual
@@ -83,50 +84,10 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         # Not from torch's generator: actions and minibatches are those of a training without this measurement
         generator = th.Generator().manual_seed(self._update_seed + distributed.rank())
         signs = [cost_surrogates.random_signs(batch.episodes, n_noise_draws, generator) for batch in cost_batches]
-        earlier = list(zip(cost_batches, signs, strict=True))[:-1]
-        linear = [cost_surrogates.linear_surrogates_of_earlier(self.policy, *pair, actor_params) for pair in earlier]
-        # SB3's distributions are mutable singletons
-        old_distribution = copy(self.policy.get_distribution(samples.observations))
-
-        def ratio_of(distribution: Distribution) -> th.Tensor:
-            return th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)
-
-        def costs_at(ratio: th.Tensor, on_earlier: list[th.Tensor]) -> th.Tensor:
-            """(1 + n_noise_draws, n_costs), mean over rollouts"""
-            if not cost_batches:
-                return ratio.new_zeros(1, 0)
-            return th.stack([*on_earlier, cost_surrogates.surrogates_of(cost_batches[-1], ratio, signs[-1])]).mean(dim=0)
-
-        # One, but a function of the parameters
-        old_ratio = ratio_of(old_distribution)
-        old_costs = costs_at(old_ratio, linear)
-
-        def evaluate() -> Surrogates:
-            # Gradients are taken at the old policy, which need not be evaluated again; the line search takes none
-            if th.is_grad_enabled():
-                distribution, ratio, costs = old_distribution, old_ratio, old_costs
-            else:
-                on_earlier = [cost_surrogates.surrogates_of_earlier(self.policy, *pair) for pair in earlier]
-                distribution = copy(self.policy.get_distribution(samples.observations))
-                ratio = ratio_of(distribution)
-                costs = costs_at(ratio, on_earlier)
-            return Surrogates(
-                objective=(ratio * advantages).mean(),
-                costs=costs[0],
-                kl_div=mean_kl_divergence(old_distribution, distribution),
-            )
-
-        def probe_noise() -> NoiseProbe:
-            return NoiseProbe(
-                objective=(signs[-1] * old_ratio * advantages).mean(dim=1),
-                costs=old_costs[1:],
-                n_episodes=sum(batch.n_episodes for batch in cost_batches),
-                n_unpaired=sum(distributed.gather(cost_surrogates.count_unpaired(cost_batches))),
-            )
-
+        surrogates = BatchSurrogates(self.policy, samples, advantages, cost_batches, signs, actor_params)
         return trust_region_step(
             actor_params,
-            evaluate,
+            surrogates.evaluate,
             np.zeros(0) if violation is None else violation,
             self.target_kl,
             cg_max_steps=self.cg_max_steps,
@@ -135,7 +96,7 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
             line_search_max_iter=self.line_search_max_iter,
             fisher_product=self._fisher_product(samples.thinned(self.fisher_sub_sampling_factor).observations, actor_params),
             solve=solve,
-            probe_noise=probe_noise if n_noise_draws > 0 else None,
+            probe_noise=surrogates.probe_noise if n_noise_draws > 0 else None,
             average=distributed.mean,
         )
 
@@ -147,6 +108,72 @@ class TrustRegionAlgorithm(ConstrainedOnPolicyAlgorithm):
         with th.no_grad():
             old_distribution = copy(self.policy.get_distribution(observations))
         return hessian_products(mean_kl_divergence(old_distribution, self.policy.get_distribution(observations)), actor_params)
+
+
+class BatchSurrogates:
+    """
+    The surrogates of return and costs on a batch, at the present parameters of the policy.
+
+    They are made with the policy that collected the batch. Gradients are those there, where the policy need not be evaluated
+    again; at other parameters, in the line search, there are none.
+
+    :param samples: the rollout
+    :param advantages: (batch_size,) of the return
+    :param cost_batches: what the cost surrogates are estimated on, the rollout last; empty: no constraints
+    :param signs: (n_draws, batch_size) random signs for each of them
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        samples: CostRolloutBufferSamples,
+        advantages: th.Tensor,
+        cost_batches: Sequence[CostBatch],
+        signs: Sequence[th.Tensor],
+        actor_params: Sequence[nn.Parameter],
+    ):
+        self.policy, self.samples, self.advantages = policy, samples, advantages
+        self.cost_batches, self.signs = cost_batches, signs
+        self._earlier = list(zip(cost_batches, signs, strict=True))[:-1]
+        linear = [cost_surrogates.linear_surrogates_of_earlier(policy, *pair, actor_params) for pair in self._earlier]
+        # SB3's distributions are mutable singletons
+        self._old_distribution = copy(policy.get_distribution(samples.observations))
+        # One, but a function of the parameters
+        self._old_ratio = self._ratio(self._old_distribution)
+        self._old_costs = self._costs(self._old_ratio, linear)
+
+    def _ratio(self, distribution: Distribution) -> th.Tensor:
+        return th.exp(distribution.log_prob(self.samples.actions) - self.samples.old_log_prob)
+
+    def _costs(self, ratio: th.Tensor, on_earlier: list[th.Tensor]) -> th.Tensor:
+        """(1 + n_draws, n_costs), mean over rollouts"""
+        if not self.cost_batches:
+            return ratio.new_zeros(1, 0)
+        present = cost_surrogates.surrogates_of(self.cost_batches[-1], ratio, self.signs[-1])
+        return th.stack([*on_earlier, present]).mean(dim=0)
+
+    def evaluate(self) -> Surrogates:
+        """Differentiable where gradients are enabled."""
+        distribution, ratio, costs = self._old_distribution, self._old_ratio, self._old_costs
+        if not th.is_grad_enabled():
+            on_earlier = [cost_surrogates.surrogates_of_earlier(self.policy, *pair) for pair in self._earlier]
+            distribution = copy(self.policy.get_distribution(self.samples.observations))
+            ratio = self._ratio(distribution)
+            costs = self._costs(ratio, on_earlier)
+        return Surrogates(
+            objective=(ratio * self.advantages).mean(),
+            costs=costs[0],
+            kl_div=mean_kl_divergence(self._old_distribution, distribution),
+        )
+
+    def probe_noise(self) -> NoiseProbe:
+        """The same with random signs, differentiable."""
+        return NoiseProbe(
+            objective=(self.signs[-1] * self._old_ratio * self.advantages).mean(dim=1),
+            costs=self._old_costs[1:],
+            n_episodes=sum(batch.n_episodes for batch in self.cost_batches),
+            n_unpaired=sum(distributed.gather(cost_surrogates.count_unpaired(self.cost_batches))),
+        )
 
 
 def mean_kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
