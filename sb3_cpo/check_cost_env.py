@@ -245,6 +245,11 @@ class _Episodes:
         steps = self._current.setdefault(step.copy, [])
         steps.append(self._read(step.info))
         if step.terminated or step.truncated:
+            monitored = step.info.get("episode") if isinstance(step.info, Mapping) else None
+            if isinstance(monitored, Mapping):
+                sums = {name: sum(costs.get(name, 0.0) for costs in steps) for name in steps[-1]}
+                if text := mistakes.skipped_costs(len(steps), sums, monitored):
+                    self._note("skipped", text)
             self.ended.append(Episode(steps, step.terminated, step.truncated))
             self._current[step.copy] = []
 

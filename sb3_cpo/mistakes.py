@@ -4,7 +4,7 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -274,16 +274,30 @@ def warn_of_skipped_steps(
     """
     for step, env, episode in episodes:
         begin = int(np.flatnonzero(ends[:step, env])[-1]) + 1 if ends[:step, env].any() else 0
-        for index, key in enumerate(limits.keys or ("cost",)):
-            seen, inside = float(costs[begin : step + 1, env, index].sum()), episode.get(key)
-            if episode["l"] > step + 1 - begin and inside is not None and not np.isclose(seen, inside, rtol=1e-3):
-                warnings.warn(
-                    f"an episode of {episode['l']} steps has cost {inside:g} by its monitor, and {seen:g} in the "
-                    f"{step + 1 - begin} steps that the algorithm sees: a wrapper around the monitor repeats actions "
-                    "(MaxAndSkipEnv, for instance) and passes on the info of the last step only. The limit is on what the "
-                    "algorithm sees. Put the wrapper inside of the one that adds the cost, or add the costs up in it"
-                )
-                return
+        sums = costs[begin : step + 1, env].sum(axis=0).tolist()
+        if text := skipped_costs(step + 1 - begin, dict(zip(limits.keys or ("cost",), sums, strict=False)), episode):
+            warnings.warn(text)
+            return
+
+
+def skipped_costs(n_steps: int, costs: Mapping[str, float], episode: Mapping[str, Any]) -> str | None:
+    """
+    What to say of an episode that has cost something else for its monitor, in more steps; None: nothing.
+
+    :param n_steps: steps of it that are seen outside of all wrappers
+    :param costs: what these have cost
+    :param episode: what the monitor says of it, ``info["episode"]``
+    """
+    for key, seen in costs.items():
+        inside = episode.get(key)
+        if inside is not None and episode.get("l", 0) > n_steps and not np.isclose(seen, inside, rtol=1e-3):
+            return (
+                f"an episode of {episode['l']} steps has cost {inside:g} by its monitor, and {seen:g} in the {n_steps} steps "
+                "that an algorithm sees: a wrapper around the monitor repeats actions (MaxAndSkipEnv, for instance) and passes "
+                "on the info of the last step only. The limit is on what the algorithm sees. Put the wrapper inside of the one "
+                "that adds the cost, or add the costs up in it"
+            )
+    return None
 
 
 def is_running_total(episodes: Iterable[np.ndarray]) -> bool:

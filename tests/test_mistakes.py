@@ -671,3 +671,12 @@ def test_nothing_is_no_number_of_steps_no_environment_and_no_penalty(tmp_path):
         CPO.resume(tmp_path, None)
     with pytest.raises(ValueError, match="penalty_coef must be a number, or one per constraint"):
         PDO("MlpPolicy", ScriptedEnv(0), 5.0, penalty_coef={"cost": 1.0}, n_steps=16, batch_size=16)
+
+
+def test_the_check_of_an_environment_says_what_a_wrapper_skips():
+    env = DummyVecEnv([lambda: Repeat(CostMonitor(ScriptedEnv(0, lengths=(12,), cost=lambda rank, t: 1.0)))])
+    report = check_cost_env(env, n_episodes=3)
+    assert [problem for problem in report.problems if "repeats actions" in problem] == [
+        problem for problem in report.problems if "has cost 12 by its monitor, and 4 in the 4 steps" in problem
+    ]
+    assert len(report.problems) == 1

@@ -33,6 +33,12 @@ PUBLISHED = {
 }
 
 
+def read_commits(folder: Path) -> dict[str, str]:
+    """Name of a run -> commit of the code that made it, from the folder's ``commits.csv``, if it has one."""
+    path = folder / "commits.csv"
+    return dict(pd.read_csv(path, dtype=str).set_index("run")["commit"]) if path.exists() else {}
+
+
 def judge_all(folder: Path) -> list[dict[str, Any]]:
     """A row per finished run in the folder and constraint."""
     order = [task for tasks in GROUPS.values() for task in tasks]
@@ -40,11 +46,12 @@ def judge_all(folder: Path) -> list[dict[str, Any]]:
     known = [path for path, task in paths.items() if task in order]
     if not known:
         raise SystemExit(f"no finished run in {folder}")
-    rows = []
+    rows, commits = [], read_commits(folder)
     for path in sorted(known, key=lambda path: (order.index(paths[path]), path.stem)):
         task, seed = path.stem.rsplit("_", 1)
         for row in judge(pd.read_csv(path)):
-            rows.append({"task": task, "seed": seed.removeprefix("seed"), **row, BESIDE: others(task, row["steps"])})
+            code = {"code": commits.get(path.stem, "")} if commits else {}
+            rows.append({"task": task, "seed": seed.removeprefix("seed"), **row, BESIDE: others(task, row["steps"]), **code})
     return rows
 
 
