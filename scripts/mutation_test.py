@@ -50,6 +50,7 @@ TESTS = {
         "test_on_policy_algorithm",
         "test_interruptions",
     ],
+    "sb3_cpo/standardized_head.py": ["test_standardized_head", "test_policies"],
     "sb3_cpo/episode_costs.py": ["test_episode_costs"],
     "sb3_cpo/cost_ledger.py": ["test_episode_costs", "test_enforced_limits", "test_cost_ledger", "test_on_policy_algorithm"],
     "sb3_cpo/cost_limits.py": ["test_cost_limits", "test_enforced_limits", "test_callbacks", "test_mistakes"],

@@ -330,7 +330,7 @@ def write_evaluations(folder, steps=(0, 1000), cost=3.0, names=()):
         ep_lengths=costs[:, :, 0],
         costs=costs,
         cost_limits=np.tile(5.0 + np.arange(costs.shape[2]), (len(steps), 1)),
-        **{name: costs[:, :, index] for index, name in enumerate(names)},
+        cost_names=np.array(names, dtype=np.str_),
     )
 
 
