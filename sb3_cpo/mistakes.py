@@ -293,9 +293,9 @@ def skipped_costs(n_steps: int, costs: Mapping[str, float], episode: Mapping[str
         if inside is not None and episode.get("l", 0) > n_steps and not np.isclose(seen, inside, rtol=1e-3):
             return (
                 f"an episode of {episode['l']} steps has cost {inside:g} by its monitor, and {seen:g} in the {n_steps} steps "
-                "that an algorithm sees: a wrapper around the monitor repeats actions (MaxAndSkipEnv, for instance) and passes "
-                "on the info of the last step only. The limit is on what the algorithm sees. Put the wrapper inside of the one "
-                "that adds the cost, or add the costs up in it"
+                "that an algorithm sees: a wrapper around the monitor repeats actions (MaxAndSkipEnv, for instance) and "
+                "passes on the info of the last step only. The limit is on what the algorithm sees. Put the wrapper inside of "
+                "the one that adds the cost, or add the costs up in it"
             )
     return None
 
