@@ -82,7 +82,8 @@ class CPO(TrustRegionAlgorithm):
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param normalize_advantage: Whether to standardise the reward advantages. Cost advantages are centred and keep their units
     :param target_kl: Target Kullback-Leibler divergence between updates, of the joint action distribution
-        (summed over action dimensions; sb3-contrib's TRPO averages over them). None: 0.01 per action dimension
+        (summed over action dimensions; sb3-contrib's TRPO averages over them). None: 0.01 per action dimension,
+        or bit of a MultiBinary; 0.01 for Discrete and MultiDiscrete actions
     :param sub_sampling_factor: Sub-sample the batch of the policy update to make it faster: every n-th sample
     :param fisher_sub_sampling_factor: Estimate the Fisher matrix on every n-th state only. None: on about 5,000 states
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
