@@ -74,7 +74,7 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
             raise ValueError(f"this {type(self).__name__} has no environment: pass env= to load, or call set_env first")
         # What the user assigned since then
         check_arguments(vars(self), None)
-        self._has_checked_lives, self._time_limit = False, max_episode_steps(self.env)
+        self._has_checked_lives = False
         resumption, has_custom_logger = self._resumption, self._custom_logger
         if resumption is not None:
             total_timesteps = resumption.begin_learn(self, total_timesteps, reset_num_timesteps)
@@ -97,6 +97,7 @@ class ConstrainedOnPolicyAlgorithm(CostRollouts):
             total_timesteps, callback = super()._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
+            self._time_limit = max_episode_steps(self.env)
             if self.ledger.monitor_steps is None:
                 self.ledger.monitor_steps = monitor_steps(self.env)
         self._n_updates_at_start = self._n_updates
