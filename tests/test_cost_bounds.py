@@ -114,9 +114,11 @@ def test_cvar_is_the_minimum_of_rockafellar_and_uryasev(n_episodes, level):
 
 def test_verdicts_at_their_boundaries():
     assert judge(Interval(1.0, 5.0), 5.0) == "satisfied"
-    assert judge(Interval(1.0, np.nextafter(5.0, 6.0) + 1e-7), 5.0) == "inconclusive"
+    assert judge(Interval(1.0, 5.0 + 1e-4), 5.0) == "inconclusive"
     assert judge(Interval(5.0, 9.0), 5.0) == "inconclusive"
-    assert judge(Interval(5.0 + 1e-7, 9.0), 5.0) == "not satisfied"
+    assert judge(Interval(5.0 + 1e-4, 9.0), 5.0) == "not satisfied"
+    # Rounding, in single precision too
+    assert judge(Interval(1.0, 5.0 + 1e-6), 5.0) == "satisfied"
     assert judge(Interval(0.0, 0.0), 0.0) == "satisfied"
 
 

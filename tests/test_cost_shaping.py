@@ -207,7 +207,7 @@ def test_a_resumed_run_is_identical(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"horizon": 0}, "horizon must be at least 1, not 0"),
+        ({"horizon": 0}, "horizon must be a whole number of steps, at least 1, not 0"),
         ({"n_updates": 0}, "n_updates must be at least 1"),
         ({"coef": -1.0}, "coef must be finite and not negative"),
         ({"coef": np.nan}, "coef must be finite"),

@@ -51,9 +51,9 @@ WINDOW = 100
 class SurrogatePerStep(CPO):
     """The violation is of an episode's cost, the surrogate of a step's: the mean length of an episode is left out."""
 
-    def _cost_batch(self, rollout: Rollout) -> Any:
-        batch = super()._cost_batch(rollout)
-        return batch._replace(advantages=batch.advantages / rollout.cost.mean_length)
+    def _cost_batches(self, rollout: Rollout) -> Any:
+        *earlier, batch = super()._cost_batches(rollout)
+        return [*earlier, batch._replace(advantages=batch.advantages / rollout.cost.mean_length)]
 
 
 def solve_with_wrong_sign(q: float, r: np.ndarray, S: np.ndarray, violation: np.ndarray, target_kl: float) -> Dual | None:
