@@ -149,7 +149,10 @@ def evaluate(folder: Path, n_episodes: int) -> pd.DataFrame:
 
 
 def draw(ours: Runs, path: Path) -> None:
-    """Return above, J below, a column per task; points are published means."""
+    """
+    Return above, J below, a column per task: all runs as far as the shortest goes, then each that is longer; points are
+    published means.
+    """
     published = pd.read_csv(PUBLISHED / "published.csv")
     figure, columns = plt.subplots(
         2, len(ours), figsize=(3.1 * len(ours), 5), sharex="col", layout="constrained", squeeze=False
@@ -159,6 +162,10 @@ def draw(ours: Runs, path: Path) -> None:
         for axis, values in zip(axes, ([run.returns for run in runs], [run.costs[""] for run in runs]), strict=True):
             draw_band(axis, runs[0].steps, bootstrap_band(np.array(values)), {"color": "C0", "label": OURS})
         end = runs[0].steps[-1]
+        for longer in (log[log["steps"] >= end] for log in logs):
+            for axis, column in zip(axes, ("return", "J"), strict=True):
+                axis.plot(longer["steps"], longer[column], color="C0", linewidth=0.8, alpha=0.6)
+        end = max(log["steps"].iloc[-1] for log in logs)
         for index, (method, marker) in enumerate(MARKERS.items(), start=1):
             points = published[(published["task"] == task) & (published["method"] == method)]
             points = points[points["steps"] <= end * 1.001]
