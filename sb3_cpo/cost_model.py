@@ -25,6 +25,9 @@ from sb3_cpo.episode_costs import CostEstimate, CostEstimator, mean_cost
 from sb3_cpo.monitor import as_vec_env, with_cost_monitor
 from sb3_cpo.policies import CnnPolicy, CostActorCriticPolicy, MlpPolicy, MultiInputPolicy
 
+# What the algorithm writes into its buffer before every rollout
+_SET_ON_BUFFER = {"gamma", "gae_lambda", "cost_gamma", "cost_gae_lambda"}
+
 
 class CostModel(OnPolicyAlgorithm):
     """
@@ -151,6 +154,8 @@ class CostModel(OnPolicyAlgorithm):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = CostDictRolloutBuffer if is_dict else CostRolloutBuffer
 
+        if clash := _SET_ON_BUFFER & set(self.rollout_buffer_kwargs):
+            raise ValueError(f"rollout_buffer_kwargs has {min(clash)!r}: it is set by the algorithm, whose argument it is")
         # SB3 builds policy and buffer from these; what the user passed is what is saved
         policy_kwargs, rollout_buffer_kwargs = self.policy_kwargs, self.rollout_buffer_kwargs
         if issubclass(self.policy_class, CostActorCriticPolicy):

@@ -215,3 +215,9 @@ def test_each_of_several_penalties_is_checked(wrong):
 def test_arguments_of_constraints_are_refused_where_there_are_none(algorithm, argument):
     with pytest.raises(TypeError, match=next(iter(argument))):
         algorithm("MlpPolicy", ScriptedEnv(), **argument)
+
+
+@pytest.mark.parametrize("name", ["gamma", "cost_gae_lambda"])
+def test_what_the_algorithm_sets_on_its_buffer_is_no_argument_of_the_buffer(name):
+    with pytest.raises(ValueError, match=f"rollout_buffer_kwargs has '{name}': it is set by the algorithm"):
+        CPO("MlpPolicy", ScriptedEnv(0), 5.0, n_steps=8, batch_size=8, rollout_buffer_kwargs={name: 0.5})
