@@ -24,7 +24,6 @@ from sb3_cpo.env_facts import (
     innermost,
     is_same,
     is_wrapped,
-    max_episode_steps,
     monitor_steps,
     name_env,
     shown_last,
@@ -78,7 +77,7 @@ class CostRollouts(SavedModel):
         rollout_buffer = self._check_buffer(rollout_buffer, n_rollout_steps)
         # Assigned since then, perhaps
         rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
-        rollout_buffer.cost_gamma = self._advantage_discount(self._time_limit)
+        rollout_buffer.cost_gamma = self._advantage_discount
         rollout_buffer.cost_gae_lambda = self.cost_gae_lambda
         if self._resumption is not None:
             self._resumption.begin_rollout(self, callback)
@@ -138,12 +137,9 @@ class CostRollouts(SavedModel):
         self._last_shown = self._last_obs, shown_last(env)
         return is_complete
 
-    def _advantage_discount(self, max_episode_steps: int | None) -> float:
-        """
-        Of the cost critic and the cost advantages.
-
-        :param max_episode_steps: time limit; None: not known
-        """
+    @property
+    def _advantage_discount(self) -> float:
+        """Of the cost critic and the cost advantages."""
         return self.cost_gamma if self.cost_gae_gamma is None else self.cost_gae_gamma
 
     def _is_played_by_others(self, env: VecEnv) -> bool:
@@ -287,17 +283,12 @@ class CostRollouts(SavedModel):
 
     def _estimate_cost(self) -> CostEstimate:
         """J, and the values and advantages of the costs."""
-        buffer, env = self.rollout_buffer, self.env
-        assert env is not None
-        cut_values = None
+        buffer, cut_values = self.rollout_buffer, None
         if self.has_cost_critic and self.n_costs > 0:
             last_values = critics.value_costs(self.policy, buffer, self._last_obs, self.device)
             # Values with another discount than J's say nothing about what is still to come of J
             cut_values = distributed.concatenate(last_values) if buffer.cost_gamma == self.cost_gamma else None
-        # Asked only where it is needed: environments may be other processes
-        has_ended = any(distributed.gather(bool(buffer.is_counted.any())))
-        length = None if has_ended else max_episode_steps(env)
-        return self.ledger.close_rollout(cut_values, length, self.cost_estimator)
+        return self.ledger.close_rollout(cut_values, self._time_limit, self.cost_estimator)
 
     def _warn_of_rollout(self, before: CostEstimate | None) -> None:
         """

@@ -246,10 +246,11 @@ class CPO(TrustRegionAlgorithm):
 
     # What None stands for depends on other arguments, which `load` or an assignment may change: it stays None
 
-    def _advantage_discount(self, max_episode_steps: int | None) -> float:
+    @property
+    def _advantage_discount(self) -> float:
         if self.cost_gae_gamma is not None or self.n_noise_draws == 0:
-            return super()._advantage_discount(max_episode_steps)
-        return min(default_cost_gae_gamma(max_episode_steps), self.cost_gamma)
+            return super()._advantage_discount
+        return min(default_cost_gae_gamma(self._time_limit), self.cost_gamma)
 
     @property
     def _fixed_n_cost_rollouts(self) -> int | None:

@@ -9,7 +9,7 @@ from rl_zoo3.hyperparams_opt import convert_onpolicy_params
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cpo.callbacks import CostEvalCallback
-from sb3_cpo.cost_limits import exceeds
+from sb3_cpo.cost_limits import excess
 
 # The pruner compares trials by one number per evaluation: further than any return from that of a feasible trial
 INFEASIBLE = -1e9
@@ -67,15 +67,14 @@ class ConstrainedTrialEvalCallback(CostEvalCallback):
         # Optuna takes a constraint once per trial: that of the evaluation whose reward is the value of the trial
         names = self.cost_limits.names or [str(index) for index in range(len(self.last_violation))]
         limit = self.last_mean_cost - self.last_violation
-        is_over = exceeds(self.last_mean_cost, limit)
         # Where it is not over, what rounding leaves of the sum must not make the trial infeasible for Optuna
-        constraints = np.where(is_over, self.last_violation, np.minimum(self.last_violation, 0.0))
+        constraints = excess(self.last_mean_cost, limit)
         for name, cost, bound, violation in zip(names, self.last_mean_cost, limit, constraints, strict=True):
             if np.isfinite(bound):
                 self.trial.set_constraint(name, float(violation))
                 self.trial.set_user_attr(f"cost_limit_{name}", float(bound))
             self.trial.set_user_attr(f"mean_cost_{name}", float(cost))
-        self.trial.set_user_attr("is_feasible", not is_over.any())
+        self.trial.set_user_attr("is_feasible", not (constraints > 0).any())
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
